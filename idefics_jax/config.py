@@ -1,14 +1,29 @@
 """The architecture of an IDEFICS model, as frozen dataclasses.
 
-Field names are those of `transformers`' `IdeficsConfig`, so that a Hugging Face `config.json` reads as it stands.
+Field names are those of `transformers`' `IdeficsConfig`; `config_json.py` reads and writes its `config.json`. A value
+that this library does not implement is refused when the dataclass is made, by name, in one sentence.
 """
 
-from dataclasses import dataclass, field
+import json
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin
+
+import numpy as np
+
+from idefics_jax import config_json
+
+ACTIVATION_NAMES = ("silu", "gelu", "quick_gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
+COMPUTE_DTYPES = ("bfloat16", "float32", "float16")
 
 
 @dataclass(frozen=True)
 class IdeficsVisionConfig:
-    """The CLIP vision tower. The defaults are the reference class's, not ViT-H's."""
+    """The CLIP vision tower. The defaults are the reference class's; `embed_dim=1280` makes it ViT-H/14."""
+
+    prefix: ClassVar[str] = "vision_config."
 
     embed_dim: int = 768
     image_size: int = 224
@@ -23,10 +38,19 @@ class IdeficsVisionConfig:
     initializer_range: float = 0.02
     initializer_factor: float = 1.0
 
+    def __post_init__(self):
+        _check_types(self)
+        _check_one_of(self, "hidden_act", ACTIVATION_NAMES)
+        _check_one_of(self, "attention_dropout", (0.0,))
+        _check_divides(self, "num_attention_heads", "embed_dim")
+        _check_divides(self, "patch_size", "image_size")
+
 
 @dataclass(frozen=True)
 class IdeficsPerceiverConfig:
     """The Perceiver resampler."""
+
+    prefix: ClassVar[str] = "perceiver_config."
 
     resampler_n_latents: int = 64
     resampler_depth: int = 6
@@ -34,10 +58,21 @@ class IdeficsPerceiverConfig:
     resampler_head_dim: int = 96
     qk_layer_norms_perceiver: bool = False
 
+    def __post_init__(self):
+        _check_types(self)
+
 
 @dataclass(frozen=True)
 class IdeficsConfig:
-    """The whole model: a LLaMA decoder with gated cross-attention to images."""
+    """The whole model: a LLaMA decoder with gated cross-attention to images.
+
+    The defaults are the reference class's, which are not the 9B architecture: for that use `idefics_9b()`.
+
+    Raises:
+        ValueError: a value has the wrong type, is not implemented, or does not fit another.
+    """
+
+    prefix: ClassVar[str] = ""
 
     vocab_size: int = 32000
     additional_vocab_size: int = 0
@@ -69,3 +104,166 @@ class IdeficsConfig:
     dtype: str = "bfloat16"  # of computation; softmax, norms and loss are float32 whatever it is
     vision_config: IdeficsVisionConfig = field(default_factory=IdeficsVisionConfig)
     perceiver_config: IdeficsPerceiverConfig = field(default_factory=IdeficsPerceiverConfig)
+
+    def __post_init__(self):
+        _check_types(self)
+        _check_one_of(self, "hidden_act", ACTIVATION_NAMES)
+        _check_one_of(self, "alpha_type", ("float", "vector"))
+        _check_one_of(self, "alpha_initializer", ("zeros", "ones", "normal", "gaussian", "random"))
+        _check_one_of(self, "dtype", COMPUTE_DTYPES)
+        _check_one_of(self, "dropout", (0.0,))
+        _check_divides(self, "num_attention_heads", "hidden_size")
+        _check_divides(self, "cross_layer_interval", "num_hidden_layers")
+        if (head_dim := self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(f"The rotary embedding turns pairs, but a head of {head_dim} dimensions is odd.")
+
+    @classmethod
+    def idefics_9b(cls) -> "IdeficsConfig":
+        """HuggingFaceM4/idefics-9b: 8,929,679,632 parameters."""
+        return _published(additional_vocab_size=2)
+
+    @classmethod
+    def idefics_9b_instruct(cls) -> "IdeficsConfig":
+        """HuggingFaceM4/idefics-9b-instruct: one token more, `<end_of_utterance>`; 8,929,687,824 parameters."""
+        return _published(additional_vocab_size=3)
+
+    @classmethod
+    def idefics_80b(cls) -> "IdeficsConfig":
+        """HuggingFaceM4/idefics-80b: 79,967,843,624 parameters."""
+        return _published(additional_vocab_size=2, **_80B)
+
+    @classmethod
+    def idefics_80b_instruct(cls) -> "IdeficsConfig":
+        """HuggingFaceM4/idefics-80b-instruct: 79,967,860,008 parameters."""
+        return _published(additional_vocab_size=3, **_80B)
+
+    @classmethod
+    def tiny(cls) -> "IdeficsConfig":
+        """The instruct models' architecture with open gates, in 0.3 million float32 parameters, for tests."""
+        return _published(
+            vocab_size=512,
+            additional_vocab_size=3,
+            hidden_size=64,
+            intermediate_size=80,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            cross_layer_interval=2,
+            alpha_initializer="ones",
+            max_position_embeddings=512,
+            dtype="float32",
+            vision_config=IdeficsVisionConfig(
+                embed_dim=32, image_size=28, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+            ),
+            perceiver_config=IdeficsPerceiverConfig(
+                resampler_n_latents=8,
+                resampler_depth=2,
+                resampler_n_heads=2,
+                resampler_head_dim=12,
+                qk_layer_norms_perceiver=True,
+            ),
+        )
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "IdeficsConfig":
+        """The configuration in `config.json` of a checkpoint directory or, where `path` is none, of a hub model.
+
+        Raises:
+            FileNotFoundError: there is no such directory, file or hub model.
+            ValueError: the file is not JSON, or holds what `from_dict` refuses.
+        """
+        file = config_json.find(path)
+        try:
+            return cls.from_dict(config_json.load(file))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "IdeficsConfig":
+        """Reads the fields of a Hugging Face `config.json`, as any version of transformers writes them.
+
+        Raises:
+            ValueError: a field is unknown and not null, has a value that is not implemented, or contradicts another.
+        """
+        return config_json.read(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a Hugging Face `config.json` that transformers 4.32 to 5.x read."""
+        return config_json.write(self)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes `config.json` into `directory`, which is made where missing."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        (Path(directory) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+_80B = {
+    "hidden_size": 8192,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def _published(**values: Any) -> IdeficsConfig:
+    """What the four published checkpoints have in common; the defaults of the class are 9B's sizes."""
+    shared = {
+        "cross_layer_interval": 4,
+        "qk_layer_norms": True,
+        "use_resampler": True,
+        "freeze_text_layers": False,
+        "freeze_vision_layers": False,
+        "vision_config": IdeficsVisionConfig(embed_dim=1280),
+        "perceiver_config": IdeficsPerceiverConfig(qk_layer_norms_perceiver=True),
+    }
+    return IdeficsConfig(**{**shared, **values})
+
+
+def compute_dtype(dtype: Any, config: IdeficsConfig) -> str:
+    """The name of the dtype to compute in when a user asks for `dtype`, a name or anything numpy takes for one.
+
+    "auto" is the configuration's own, but bfloat16 for a float16 checkpoint: float16 has too small a range for the
+    activations of IDEFICS, those of 80B above all, so it must be asked for and is warned of.
+    """
+    if isinstance(dtype, str) and dtype == "auto":
+        return "bfloat16" if config.dtype == "float16" else config.dtype
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f"dtype {name!r} cannot be computed in; use auto, {' or '.join(COMPUTE_DTYPES)}.")
+    if name == "float16":
+        warnings.warn("float16 overflows in IDEFICS-80B; bfloat16 takes the same memory and does not.", stacklevel=2)
+    return name
+
+
+def _check_types(config: Any) -> None:
+    for item in fields(config):
+        value, kind = getattr(config, item.name), item.type
+        if not _is(value, kind):
+            expected = kind.__name__ if kind in (int, float, bool, str) else kind
+            raise ValueError(f"{config.prefix}{item.name} must be of type {expected}, but is {value!r}.")
+        least = 0 if item.name == "additional_vocab_size" or item.name.endswith("_id") else 1
+        if kind is int and value < least:
+            raise ValueError(f"{config.prefix}{item.name} must be at least {least}, but is {value}.")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_is(value, option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
+    return type(value) is kind
+
+
+def _check_one_of(config: Any, name: str, choices: tuple) -> None:
+    if (value := getattr(config, name)) not in choices:
+        known = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"{config.prefix}{name} {value!r} is not implemented; known: {known}.")
+
+
+def _check_divides(config: Any, divisor: str, dividend: str) -> None:
+    if getattr(config, dividend) % getattr(config, divisor):
+        raise ValueError(
+            f"{config.prefix}{dividend} ({getattr(config, dividend)}) must be a multiple of "
+            f"{config.prefix}{divisor} ({getattr(config, divisor)})."
+        )
