@@ -1,0 +1,232 @@
+"""The language model: LLaMA layers, with a gated cross-attention layer to the images in front of every few of them.
+
+The decoder is a pile of groups, each one gated cross-attention layer (Alayrac et al. 2022, section 3.1.2) followed by
+`cross_layer_interval` LLaMA layers.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from idefics_jax.attention import attention, attention_weights
+from idefics_jax.cache import Cache, KeyValue, write
+from idefics_jax.config import IdeficsConfig
+from idefics_jax.layers import (
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    Rope,
+    constant,
+    normal,
+    parameter,
+    pile,
+    rotary_angles,
+    rotate,
+    run,
+)
+from idefics_jax.masks import causal_mask, image_mask
+from idefics_jax.sharding import constrain
+
+
+def _heads(config: IdeficsConfig) -> dict[str, int]:
+    return {"heads": config.num_attention_heads, "head_dim": config.hidden_size // config.num_attention_heads}
+
+
+class SelfAttention(nnx.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, config: IdeficsConfig, key: Array):
+        q, k, v, o = jax.random.split(key, 4)
+        embed, heads, std = {"embed": config.hidden_size}, _heads(config), config.initializer_range
+        self.q = Linear(q, embed, heads, std=std)
+        self.k = Linear(k, embed, heads, std=std)
+        self.v = Linear(v, embed, heads, std=std)
+        self.o = Linear(o, heads, embed, std=std)
+
+    def __call__(
+        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t s"], cache: KeyValue | None, slot: Any
+    ) -> tuple[Float[Array, "b t d"], KeyValue | None, Float[Array, "b n t s"]]:
+        """Attends to `x` itself, or to the cache once `x` is written into it from `slot` on.
+
+        Returns the result, the written cache, and the attention weights (unused weights cost nothing under jit).
+        """
+        query, key, value = rotate(self.q(x), rope), rotate(self.k(x), rope).swapaxes(1, 2), self.v(x).swapaxes(1, 2)
+        if cache is not None:
+            cache = key, value = write(cache, key, value, slot)
+        return self.o(attention(query, key, value, mask)), cache, attention_weights(query, key, mask)
+
+
+class DecoderLayer(nnx.Module):
+    """LLaMA's block."""
+
+    def __init__(self, config: IdeficsConfig, key: Array):
+        attention_key, mlp_key = jax.random.split(key)
+        embed, std = config.hidden_size, config.initializer_range
+        self.attention_norm = RMSNorm(embed, config.rms_norm_eps)
+        self.attention = SelfAttention(config, attention_key)
+        self.mlp_norm = RMSNorm(embed, config.rms_norm_eps)
+        self.mlp = GatedMLP(mlp_key, embed, config.intermediate_size, config.hidden_act, std=std)
+
+    def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t s"], cache: Any, slot: Any):
+        """As `SelfAttention.__call__`."""
+        y, cache, weights = self.attention(self.attention_norm(x), rope, mask, cache, slot)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache, weights
+
+
+class CrossAttention(nnx.Module):
+    """Text queries on image keys; no rotary positions, RMS norms over each head where the config asks for them."""
+
+    def __init__(self, config: IdeficsConfig, key: Array):
+        q, k, v, o = jax.random.split(key, 4)
+        embed, image, heads = config.hidden_size, config.vision_config.embed_dim, _heads(config)
+        self.q = Linear(q, {"embed": embed}, heads, std=math.sqrt(0.4 / embed))
+        self.k = Linear(k, {"embed": image}, heads, std=math.sqrt(0.4 / image))
+        self.v = Linear(v, {"embed": image}, heads, std=math.sqrt(0.4 / image))
+        self.o = Linear(o, heads, {"embed": embed}, std=math.sqrt(0.4 / embed))
+        self.q_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
+        self.k_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
+
+    def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
+        """What queries meet of the images: the same for every token, so computed once per prompt."""
+        key, value = self.k(image_states), self.v(image_states)
+        key = key if self.k_norm is None else self.k_norm(key)
+        return key.swapaxes(1, 2), value.swapaxes(1, 2)
+
+    def __call__(self, x: Float[Array, "b t d"], images: KeyValue, mask: Bool[Array, "b t s"]) -> Float[Array, "b t d"]:
+        query = self.q(x)
+        query = query if self.q_norm is None else self.q_norm(query)
+        key, value = images
+        # Beams share their prompt's images: they join the query axis, so that image keys are never repeated.
+        fold = (key.shape[0], -1)
+        y = attention(query.reshape(*fold, *query.shape[2:]), key, value, mask.reshape(*fold, mask.shape[2]))
+        return self.o(y.reshape(query.shape))
+
+
+class GatedCrossAttentionLayer(nnx.Module):
+    """Cross-attention and an MLP, each let in through a learned tanh gate that starts at the config's alphas."""
+
+    def __init__(self, config: IdeficsConfig, key: Array):
+        attention_key, mlp_key, alpha_key = jax.random.split(key, 3)
+        embed = config.hidden_size
+        self.attention_norm = RMSNorm(embed, config.rms_norm_eps)
+        self.attention = CrossAttention(config, attention_key)
+        self.mlp_norm = RMSNorm(embed, config.rms_norm_eps)
+        self.mlp = GatedMLP(
+            mlp_key, embed, config.intermediate_size, config.hidden_act, std=math.sqrt(0.4 / config.intermediate_size)
+        )
+        shape = {"float": (), "vector": (embed,)}[config.alpha_type]
+        alphas = {"zeros": constant(0.0), "ones": constant(1.0)}.get(
+            config.alpha_initializer, normal(alpha_key, config.alphas_initializer_range)
+        )
+        self.alpha_attention = parameter(shape, (None,) * len(shape), alphas)
+        self.alpha_mlp = parameter(shape, (None,) * len(shape), alphas)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        images: KeyValue,
+        mask: Bool[Array, "b t s"],
+        sees_image: Bool[Array, "b t"],
+    ) -> Float[Array, "b t d"]:
+        """Tokens that see no image get nothing from the attention; the gated MLP runs for them all the same."""
+        y = self.attention(self.attention_norm(x), images, mask)
+        x = x + self._gate(self.alpha_attention, x) * jnp.where(sees_image[..., None], y, 0)
+        return x + self._gate(self.alpha_mlp, x) * self.mlp(self.mlp_norm(x))
+
+    @staticmethod
+    def _gate(alpha: nnx.Param, x: Array) -> Array:
+        return jnp.tanh(alpha[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Group(nnx.Module):
+    """One gated cross-attention layer and the LLaMA layers that follow it."""
+
+    def __init__(self, config: IdeficsConfig, key: Array, stacked: bool):
+        cross_key, layers_key = jax.random.split(key)
+        self.cross = GatedCrossAttentionLayer(config, cross_key)
+        self.layers = pile(lambda key: DecoderLayer(config, key), layers_key, config.cross_layer_interval, stacked)
+
+
+class DecoderOutput(NamedTuple):
+    """`hidden` `[b, t, d]` after the last norm; the written cache; and, where asked for, the embeddings, each layer's
+    output (the last one's after the norm) and each layer's attention weights."""
+
+    hidden: Float[Array, "b t d"]
+    cache: Any
+    hidden_states: Any
+    attentions: Any
+
+
+class Decoder(nnx.Module):
+    """Groups of layers and a last norm."""
+
+    def __init__(self, config: IdeficsConfig, key: Array, stacked: bool = False):
+        groups = config.num_hidden_layers // config.cross_layer_interval
+        self.config = config
+        self.groups = pile(lambda key: Group(config, key, stacked), key, groups, stacked)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def image_keys_values(self, image_states: Float[Array, "b s e"]) -> Any:
+        """Every group's keys and values of the images, piled as the groups are."""
+        _, (images,) = run(
+            lambda _, group: (None, (group.cross.attention.keys_values(image_states),)), None, self.groups
+        )
+        return images
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        position_ids: Int[Array, "b t"],
+        valid: Bool[Array, "b s"],
+        attends: Bool[Array, "b t i"],
+        images: Float[Array, "bi images_patches e"] | Cache,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> DecoderOutput:
+        """Reads `t` tokens after those in the cache, or alone.
+
+        Args:
+            x: token vectors.
+            position_ids: their rotary positions.
+            valid: real tokens among all slots: the cache's, where there is one, with the new ones already marked.
+            attends: which images each token sees.
+            images: the images' states, or a cache that has their keys and values.
+        """
+        config = self.config
+        cache = images if isinstance(images, Cache) else None
+        slot = 0 if cache is None else cache.length
+        rope = rotary_angles(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
+        mask = causal_mask(valid, slot, x.shape[1])
+        sees_image = jnp.any(attends, axis=-1)
+
+        def layer_body(x, layer, cache):
+            x, cache, weights = layer(x, rope, mask, cache, slot)
+            return x, (cache, x if output_hidden_states else None, weights if output_attentions else None)
+
+        def group_body(x, group, images, cache):
+            images = group.cross.attention.keys_values(image_states) if images is None else images
+            patches = images[0].shape[2] // attends.shape[2]
+            x = group.cross(x, images, image_mask(attends, patches), sees_image)
+            return run(layer_body, x, group.layers, cache)
+
+        image_states = None if cache is not None else images
+        extras = (None, None) if cache is None else (cache.cross_attention, cache.self_attention)
+        embeds = x
+        x, (written, states, attentions) = run(group_body, constrain(x, "batch"), self.groups, *extras)
+        hidden = self.norm(x)
+        if cache is not None:
+            cache = cache._replace(self_attention=written, valid=valid, length=cache.length + x.shape[1])
+        states = None if states is None else (embeds, *self._per_layer(states)[:-1], hidden)
+        return DecoderOutput(hidden, cache, states, None if attentions is None else self._per_layer(attentions))
+
+    def _per_layer(self, piled: Any) -> tuple[Array, ...]:
+        """Groups of layers' outputs, listed or stacked, as one tuple over all layers."""
+        if isinstance(self.groups, nnx.List):
+            return sum(piled, ())
+        return tuple(piled.reshape(-1, *piled.shape[2:]))

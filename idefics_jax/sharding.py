@@ -1,0 +1,77 @@
+"""Where arrays live on a mesh: the only file that names mesh axes.
+
+Sharding is explicit (`jax.sharding.AxisType.Explicit`): an array's type carries its partition spec, and JAX checks every
+operation against it. Code names *logical* axes; the table below says which mesh axes each one is split over. Without a
+mesh, every function here does nothing, so the same model code runs on one device.
+"""
+
+import contextlib
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh, reshard
+from jaxtyping import Array
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+#: Logical axis -> mesh axes. Anything absent is not split.
+LOGICAL_AXES = {
+    "batch": ("data", "fsdp"),  # of activations
+    "embed": "fsdp",  # of weights: gathered just before use
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A `data x fsdp x tensor` mesh over `devices` (default: all); one size may be -1, meaning whatever is left.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) == 1:
+        known = -data * fsdp * tensor
+        sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
+    if sizes[0] * sizes[1] * sizes[2] != len(devices) or min(sizes) < 1:
+        raise ValueError(f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not use {len(devices)} devices.")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def spec(*logical_axes: str | None) -> PartitionSpec | None:
+    """The partition spec of an array with these logical axes on the current mesh; None where there is no mesh."""
+    if get_abstract_mesh().empty:
+        return None
+    return PartitionSpec(*(LOGICAL_AXES.get(axis) if axis else None for axis in logical_axes))
+
+
+def constrain(x: Array, *logical_axes: str | None) -> Array:
+    """`x` laid out by its logical axes."""
+    target = spec(*logical_axes)
+    return x if target is None else reshard(x, target)
+
+
+def gathered(weight: Array) -> Array:
+    """A weight as a matmul wants it: whole along the axis that `fsdp` splits in storage, still split over `tensor`."""
+    if get_abstract_mesh().empty:
+        return weight
+    stored = jax.typeof(weight).sharding.spec
+    return reshard(weight, PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored)))
+
+
+def mesh_of(tree) -> Mesh | AbstractMesh | None:
+    """The mesh that the arrays of `tree` are sharded over; None on a single device."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if mesh is not None and not mesh.empty and mesh.axis_names == MESH_AXES:
+            return mesh
+    return None
+
+
+def on_mesh_of(tree) -> contextlib.AbstractContextManager:
+    """Runs a block with the mesh of `tree`'s arrays as the current one, inside `jax.jit` and outside."""
+    mesh = mesh_of(jax.tree.map(jax.typeof, tree)) if not get_abstract_mesh().empty else mesh_of(tree)
+    if mesh is None or not get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)
