@@ -27,6 +27,6 @@ def attention(
     value: Float[Array, "b n s h"],
     mask: Bool[Array, "b #t s"] | None = None,
 ) -> Float[Array, "b t n h"]:
-    """Multi-head attention. Keys and values have their heads before their tokens, the order in which caches keep them."""
+    """Multi-head attention. Keys and values have their heads before their tokens, as caches keep them."""
     weights = attention_weights(query, key, mask).astype(query.dtype)
     return jnp.einsum("bnts,bnsh->btnh", weights, value, out_sharding=spec("batch", None, "heads", None))

@@ -47,7 +47,8 @@ def write(
     cache: KeyValue, key: Float[Array, "b n t h"], value: Float[Array, "b n t h"], slot: Int[Array, ""]
 ) -> KeyValue:
     """The layer's buffers with `t` new tokens in the slots from `slot` on; in place where the buffers are donated."""
-    update = jax.lax.dynamic_update_slice_in_dim
-    return update(cache[0], key.astype(cache[0].dtype), slot, 2), update(
-        cache[1], value.astype(cache[1].dtype), slot, 2
-    )
+
+    def update(buffer, new):
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=2)
+
+    return update(cache[0], key), update(cache[1], value)

@@ -29,7 +29,7 @@ from idefics_jax.layers import (
     run,
 )
 from idefics_jax.masks import causal_mask, image_mask
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, reshape
 
 
 def _heads(config: IdeficsConfig) -> dict[str, int]:
@@ -102,9 +102,10 @@ class CrossAttention(nnx.Module):
         query = query if self.q_norm is None else self.q_norm(query)
         key, value = images
         # Beams share their prompt's images: they join the query axis, so that image keys are never repeated.
-        fold = (key.shape[0], -1)
-        y = attention(query.reshape(*fold, *query.shape[2:]), key, value, mask.reshape(*fold, mask.shape[2]))
-        return self.o(y.reshape(query.shape))
+        prompts, tokens = key.shape[0], x.shape[0] // key.shape[0] * x.shape[1]
+        folded = reshape(query, (prompts, tokens, *query.shape[2:]), "batch", None, "heads", None)
+        y = attention(folded, key, value, reshape(mask, (prompts, tokens, mask.shape[2]), "batch"))
+        return self.o(reshape(y, query.shape, "batch", None, "heads", None))
 
 
 class GatedCrossAttentionLayer(nnx.Module):

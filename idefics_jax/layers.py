@@ -156,7 +156,9 @@ def run(body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras
     for index, layer in enumerate(layers):
         carry, outputs = body(carry, layer, *(None if extra is None else extra[index] for extra in extras))
         per_layer.append(outputs)
-    return carry, tuple(None if all(one is None for one in output) else output for output in zip(*per_layer))
+    return carry, tuple(
+        None if all(one is None for one in output) else output for output in zip(*per_layer, strict=True)
+    )
 
 
 class Vocabulary(nnx.Module):

@@ -16,7 +16,7 @@ from idefics_jax.layers import Vocabulary
 from idefics_jax.loss import next_token_loss
 from idefics_jax.masks import position_ids as count_positions
 from idefics_jax.resampler import PerceiverResampler
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, reshape
 from idefics_jax.vision import VisionTower
 
 
@@ -86,8 +86,7 @@ class IdeficsModel(Pretrained):
                 f"({len(given)} were given)."
             )
         batch, images = given[0].shape[:2]
-        flat = given[0].astype(self.dtype).reshape(batch * images, *given[0].shape[2:])
-        flat = constrain(flat, "batch")
+        flat = reshape(constrain(given[0].astype(self.dtype), "batch"), (batch * images, *given[0].shape[2:]), "batch")
         if perceiver_embeddings is not None and self.resampler is None:
             raise ValueError(
                 "perceiver_embeddings need a model with use_resampler=True; pass image_encoder_embeddings."
@@ -96,7 +95,7 @@ class IdeficsModel(Pretrained):
             flat = self.vision(flat, interpolate_pos_encoding)
         if perceiver_embeddings is None and self.resampler is not None:
             flat = self.resampler(flat)
-        return constrain(flat.reshape(batch, images, *flat.shape[1:]), "batch")
+        return reshape(flat, (batch, images, *flat.shape[1:]), "batch")
 
     def init_cache(self, image_hidden_states: Float[Array, "b i s e"], slots: int) -> Cache:
         """A cache for `slots` tokens per row, none read yet, that has the images' keys and values."""
@@ -115,7 +114,7 @@ class IdeficsModel(Pretrained):
         return Cache(
             self_attention=self_attention,
             cross_attention=self.decoder.image_keys_values(
-                image_hidden_states.astype(self.dtype).reshape(batch, images * patches, embed)
+                reshape(image_hidden_states.astype(self.dtype), (batch, images * patches, embed), "batch")
             ),
             valid=constrain(jnp.zeros((batch, slots), bool), "batch"),
             length=jnp.int32(0),
@@ -193,7 +192,7 @@ class IdeficsModel(Pretrained):
             count_positions(valid) if position_ids is None else position_ids,
             valid,
             image_attention_mask.astype(bool),
-            images.reshape(images.shape[0], -1, images.shape[-1]),
+            reshape(images, (images.shape[0], images.shape[1] * images.shape[2], images.shape[3]), "batch"),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )

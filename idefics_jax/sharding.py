@@ -1,8 +1,8 @@
 """Where arrays live on a mesh: the only file that names mesh axes.
 
-Sharding is explicit (`jax.sharding.AxisType.Explicit`): an array's type carries its partition spec, and JAX checks every
-operation against it. Code names *logical* axes; the table below says which mesh axes each one is split over. Without a
-mesh, every function here does nothing, so the same model code runs on one device.
+Sharding is explicit (`jax.sharding.AxisType.Explicit`): an array's type carries its partition spec, and JAX checks
+every operation against it. Code names *logical* axes; the table below says which mesh axes each one is split over.
+Without a mesh, the functions here change nothing, so the same model code runs on one device.
 """
 
 import contextlib
@@ -50,6 +50,11 @@ def constrain(x: Array, *logical_axes: str | None) -> Array:
     """`x` laid out by its logical axes."""
     target = spec(*logical_axes)
     return x if target is None else reshard(x, target)
+
+
+def reshape(x: Array, shape: tuple[int, ...], *logical_axes: str | None) -> Array:
+    """`x` in another shape, whose logical axes are named: JAX does not guess the layout where axes split or merge."""
+    return jax.lax.reshape(x, shape, out_sharding=spec(*logical_axes))
 
 
 def gathered(weight: Array) -> Array:

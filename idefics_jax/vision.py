@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from idefics_jax.attention import attention
 from idefics_jax.config import IdeficsVisionConfig
 from idefics_jax.layers import MLP, LayerNorm, Linear, normal, parameter, pile, run
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, reshape
 
 
 class VisionAttention(nnx.Module):
@@ -96,13 +96,14 @@ class VisionTower(nnx.Module):
             )
         if (height, width) != (config.image_size, config.image_size) and not interpolate:
             raise ValueError(
-                f"Images of {height}x{width} pixels do not fit a model made for {config.image_size}x{config.image_size}; "
-                "resize them or pass interpolate_pos_encoding=True."
+                f"Images of {height}x{width} pixels do not fit a model made for "
+                f"{config.image_size}x{config.image_size}; resize them or pass interpolate_pos_encoding=True."
             )
         size = config.patch_size
         rows, columns = height // size, width // size
-        pixels = pixels[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
-        return pixels.swapaxes(2, 3).reshape(batch, rows * columns, size, size, channels)
+        pixels = pixels[:, : rows * size, : columns * size]
+        grid = reshape(pixels, (batch, rows, size, columns, size, channels), "batch").swapaxes(2, 3)
+        return reshape(grid, (batch, rows * columns, size, size, channels), "batch")
 
     def _positions(self, image: tuple[int, int]) -> Float[Array, "p d"]:
         config, table = self.config, self.position_embedding[...]
