@@ -9,7 +9,8 @@ absent `vision_config.hidden_act` meant quick_gelu).
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig
@@ -193,7 +194,7 @@ def _make(kind: Any, values: dict[str, Any], remarks: set[str], **sub_configs: A
     arguments, types = dict(sub_configs), {field.name: field.type for field in fields(kind)}
     for name, value in values.items():
         if name in types:
-            arguments[name] = _from_json(value, types[name])
+            arguments[name] = _from_json(kind.prefix + name, value, types[name])
         elif name in _GENERIC:
             _one_of(kind.prefix + name, value, (_GENERIC[name],))
         elif name not in remarks:
@@ -203,10 +204,22 @@ def _make(kind: Any, values: dict[str, Any], remarks: set[str], **sub_configs: A
     return kind(**arguments)
 
 
-def _from_json(value: Any, kind: Any) -> Any:
+def _from_json(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, list):
-        return tuple(value)
-    return float(value) if kind is float and type(value) is int else value
+        value = tuple(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    if not _is(value, kind):
+        raise ValueError(f"{name} must be {kind.__name__ if type(kind) is type else kind}, but is {value!r}.")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_is(value, option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
+    return type(value) is kind
 
 
 def _one_of(name: str, value: Any, choices: tuple) -> None:

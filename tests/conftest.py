@@ -1,11 +1,21 @@
-"""Eight CPU devices for every test, so that sharding is exercised on any machine; set before JAX starts."""
+"""Eight CPU devices for every test, so that sharding is exercised on any machine, and checked signatures."""
 
 import os
 from pathlib import Path
+from typing import Any, Self
 
+from beartype import BeartypeConf, FrozenDict, beartype
+from jaxtyping import install_import_hook
+
+# All this is read when JAX starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 # Compiled programs outlive the run (and are shared with the command line's processes that tests start).
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# Checks the shapes, dtypes and types on every signature of the library. An int will do for a float; beartype is shown
+# the methods one by one, so it cannot know what Self is.
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any})))
+install_import_hook("idefics_jax", f"{__name__}.check")
