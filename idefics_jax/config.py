@@ -5,17 +5,14 @@ that this library does not implement is refused when the dataclass is made, by n
 """
 
 import json
-import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from idefics_jax import config_json
+from idefics_jax.hub import checkpoint_directory
 
 ACTIVATION_NAMES = ("silu", "gelu", "quick_gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
-COMPUTE_DTYPES = ("bfloat16", "float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class IdeficsConfig:
         _check_one_of(self, "hidden_act", ACTIVATION_NAMES)
         _check_one_of(self, "alpha_type", ("float", "vector"))
         _check_one_of(self, "alpha_initializer", ("zeros", "ones", "normal", "gaussian", "random"))
-        _check_one_of(self, "dtype", COMPUTE_DTYPES)
+        _check_one_of(self, "dtype", ("bfloat16", "float32", "float16"))
         _check_one_of(self, "dropout", (0.0,))
         _check_divides(self, "num_attention_heads", "hidden_size")
         _check_divides(self, "cross_layer_interval", "num_hidden_layers")
@@ -170,7 +167,9 @@ class IdeficsConfig:
             FileNotFoundError: there is no such directory, file or hub model.
             ValueError: the file is not JSON, or holds what `from_dict` refuses.
         """
-        file = config_json.find(path)
+        file = checkpoint_directory(path, ["config.json"]) / "config.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file.parent} has no config.json; point to the directory of a checkpoint.")
         try:
             return cls.from_dict(config_json.load(file))
         except ValueError as error:
@@ -217,22 +216,6 @@ def _published(**values: Any) -> IdeficsConfig:
         "perceiver_config": IdeficsPerceiverConfig(qk_layer_norms_perceiver=True),
     }
     return IdeficsConfig(**{**shared, **values})
-
-
-def compute_dtype(dtype: Any, config: IdeficsConfig) -> str:
-    """The name of the dtype to compute in when a user asks for `dtype`, a name or anything numpy takes for one.
-
-    "auto" is the configuration's own, but bfloat16 for a float16 checkpoint: float16 has too small a range for the
-    activations of IDEFICS, those of 80B above all, so it must be asked for and is warned of.
-    """
-    if isinstance(dtype, str) and dtype == "auto":
-        return "bfloat16" if config.dtype == "float16" else config.dtype
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in COMPUTE_DTYPES:
-        raise ValueError(f"dtype {name!r} cannot be computed in; use auto, {' or '.join(COMPUTE_DTYPES)}.")
-    if name == "float16":
-        warnings.warn("float16 overflows in IDEFICS-80B; bfloat16 takes the same memory and does not.", stacklevel=2)
-    return name
 
 
 def _check_sizes(config: Any) -> None:

@@ -77,24 +77,6 @@ _GENERIC = {
 }
 
 
-def find(path: str | Path) -> Path:
-    """Where the `config.json` of a checkpoint directory or a hub model lies; FileNotFoundError where there is none."""
-    directory = Path(path)
-    if directory.is_dir():
-        if not (directory / "config.json").is_file():
-            raise FileNotFoundError(f"{directory} has no config.json; point to the directory of a checkpoint.")
-        return directory / "config.json"
-    if directory.exists() or directory.is_absolute() or len(directory.parts) > 2 or str(path)[:1] in ".~":
-        raise FileNotFoundError(f"{path} is not a directory; point to the directory of a checkpoint or to a hub model.")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(str(path), "config.json"))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(f"{path} is neither a directory nor a hub model within reach: {reason}") from error
-
-
 def load(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError where it holds anything else."""
     try:

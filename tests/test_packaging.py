@@ -1,0 +1,104 @@
+"""What a user installs: the wheel holds the library alone, needs what it declares, and never imports torch."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = {"pillow": "PIL"}  # what a distribution is imported as, where that is not its name
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_the_library_alone(wheel):
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert {"idefics_jax/__init__.py", "idefics_jax/config.py", "idefics_jax/py.typed"} <= names
+    assert {name.partition("/")[0] for name in names} == {"idefics_jax"}
+    assert not any("__pycache__" in name for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_the_wheel_declares_its_command_and_extras_and_no_torch(wheel):
+    def read(file):
+        return wheel.read(next(name for name in wheel.namelist() if name.endswith(f".dist-info/{file}"))).decode()
+
+    assert "idefics-jax = idefics_jax.cli:main" in read("entry_points.txt")
+    required = re.findall(r"^Requires-Dist: (.*)$", read("METADATA"), re.MULTILINE)
+    assert not [requirement for requirement in required if re.match(r"torch|transformers", requirement)]
+    assert {"jax[tpu]; extra == 'tpu'", "jax[cuda13]; extra == 'cuda'"} <= set(required)
+    assert "Requires-Python: <3.14,>=3.11" in read("METADATA")
+
+
+def test_every_import_is_declared_and_every_dependency_imported():
+    declared = {re.match(r"[\w-]+", item)[0].lower() for item in PROJECT["project"]["dependencies"]}
+    imported = set()
+    for path in (ROOT / "idefics_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add((node.module or "").partition(".")[0])
+    third_party = imported - set(sys.stdlib_module_names) - {"idefics_jax"}
+    assert third_party == {MODULES.get(name, name.replace("-", "_")) for name in declared}
+
+
+USE = """
+import sys
+
+attempts = []
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "tensorflow"):
+            attempts.append(name)
+
+sys.meta_path.insert(0, Watch())
+import importlib, pkgutil
+import idefics_jax
+
+for module in pkgutil.walk_packages(idefics_jax.__path__, "idefics_jax."):
+    importlib.import_module(module.name)
+from idefics_jax.config import IdeficsConfig
+
+assert IdeficsConfig.from_dict(IdeficsConfig.tiny().to_dict()) == IdeficsConfig.tiny()
+assert not attempts, attempts
+assert not {"torch", "transformers", "tensorflow"} & set(sys.modules)
+"""
+
+
+def test_importing_and_using_the_library_never_imports_torch():
+    run = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_readme_has_two_setup_commands_of_one_line():
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^python3 -m venv .*$", text, re.MULTILINE)
+    main, tests = commands
+    assert ".venv/bin/idefics-jax generate" in main
+    assert tests.endswith(".venv/bin/pytest")
+    assert not any(command.endswith("\\") for command in commands)
+    assert "pip>=25.1" in tests or "-U pip" in tests, "--group needs a newer pip than Python 3.11 brings"
+
+
+def test_the_constraints_satisfy_the_project():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [re.match(r"([\w-]+)==([\w.]+)", line) for line in lines if line and not line.startswith("#")]
+    assert all(pins)
+    pinned = {pin[1].lower().replace("_", "-") for pin in pins}
+    groups = PROJECT["dependency-groups"]
+    wanted = [*PROJECT["project"]["dependencies"], *groups["test"], *groups["torch"]]
+    assert {re.match(r"[\w-]+", item)[0].lower() for item in wanted} <= pinned
