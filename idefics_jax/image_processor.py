@@ -1,0 +1,219 @@
+"""Images to the vision tower's pixels: RGB, resized to a square, rescaled and normalised as CLIP's."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from idefics_jax.hub import checkpoint_directory
+from idefics_jax.images import ImageInput, array_to_bytes, array_to_rgb, load_image, short_name, to_rgb
+
+FILES = ["preprocessor_config.json", "processor_config.json"]
+# What transformers also writes: values that must be these for this code to be right, ...
+FIXED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "image_num_channels": 3}
+# ... and what says nothing about the pixels.
+LABELS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "return_tensors", "device"}
+LABELS |= {"data_format", "input_data_format", "disable_grouping", "backend", "crop_size", "pad_size"}
+LABELS |= {"_valid_processor_keys"}
+BYTES = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)  # every byte in each of the channels
+
+
+@dataclass(frozen=True)
+class IdeficsImageProcessor:
+    """Immutable, picklable, free of JAX and torch: numpy and Pillow, for data workers too.
+
+    Fields, as in `preprocessor_config.json`; the defaults are the published checkpoints':
+        image_size: height and width of the output, to which the image is resized whatever its shape was.
+        image_mean, image_std: per channel, of pixels in [0, 1].
+        resample: Pillow's number for the filter, 3 is bicubic.
+        do_resize, do_rescale, rescale_factor, do_normalize: the steps.
+    """
+
+    image_size: int = 224
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    resample: int = 3
+    do_resize: bool = True
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+
+    def preprocess(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        image_size: int | None = None,
+        image_transform: Callable[[Image.Image], Any] | None = None,
+    ) -> np.ndarray:
+        """Pixels `[images, height, width, 3]`, float32, of one image or a sequence of them; works in threads.
+
+        An image is a Pillow image, an array (`[h, w, c]`, `[c, h, w]` or `[h, w]`), a path, or an http(s) or `data:`
+        URL. As in the reference, an image read from a file or URL is turned upright by its EXIF orientation and loses
+        its alpha channel, while a Pillow image is taken as it lies, and its transparency is laid on white. And as
+        there, an array of fractions of 1 is multiplied by `rescale_factor` like any other, which makes it all but
+        black: a warning says so, and a processor with `do_rescale=False` takes it as it should be.
+
+        `image_size` overrides the processor's. `image_transform` (training) takes the RGB Pillow image, of any size,
+        and gives the finished pixels, `[h, w, 3]` or `[3, h, w]`; no other step is applied then.
+
+        Raises:
+            FileNotFoundError, OSError: a file or URL that cannot be read.
+            ValueError: not an image, damaged, of a wrong shape, or images that end up with different sizes.
+        """
+        if isinstance(images, str) or not isinstance(images, Sequence):
+            images = [images]
+        processor = self if image_size is None else replace(self, image_size=image_size)
+        table = processor._normalize(BYTES)
+
+        def process(numbered: tuple[int, ImageInput]) -> np.ndarray:
+            number, image = numbered
+            if image_transform is not None:
+                return _transform(image_transform, image, f"Image {number}")
+            return processor._process(image, f"Image {number}", table)
+
+        workers = min(len(images), os.cpu_count() or 1)
+        if workers < 2:
+            pixels = [process(numbered) for numbered in enumerate(images)]
+        else:  # Pillow decodes and resizes without Python's lock
+            with ThreadPoolExecutor(workers) as pool:
+                pixels = list(pool.map(process, enumerate(images)))
+        if not pixels:
+            return np.zeros((0, processor.image_size, processor.image_size, 3), np.float32)
+        if len(shapes := {image.shape[:2] for image in pixels}) > 1:
+            sizes = ", ".join(f"{height} x {width}" for height, width in sorted(shapes))
+            raise ValueError(f"The images end up with different sizes ({sizes}); resize them all to one.")
+        return np.stack(pixels)
+
+    def _process(self, image: ImageInput, name: str, table: np.ndarray) -> np.ndarray:
+        """One image's pixels `[height, width, 3]`; `table` `[256, 3]` says what each byte of each channel becomes."""
+        if isinstance(image, np.ndarray):
+            array = array_to_rgb(image, name)
+            if not self.do_resize and array.dtype != np.uint8:
+                return self._normalize(array)
+            array, fractions = array_to_bytes(array, name)
+            if fractions:  # the reference resizes them as bytes too, but rescales them back first
+                table = self._normalize((BYTES.astype(np.float64) * (1 / 255)).astype(np.float32))
+                if self.do_rescale:
+                    message = (
+                        f"{name} holds fractions of 1 and is multiplied by rescale_factor all the same, as in the "
+                    )
+                    warnings.warn(
+                        message + "reference; give bytes, or use a processor with do_rescale=False.", stacklevel=3
+                    )
+            image = Image.fromarray(np.ascontiguousarray(array))
+        else:
+            image = _to_pillow(image, name)
+        if self.do_resize:
+            image = image.resize((self.image_size, self.image_size), Image.Resampling(self.resample))
+        return _look_up(table, np.asarray(image))
+
+    def _normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """`[..., 3]` of any dtype rescaled and normalised, float32, in the reference's order and precision."""
+        if self.do_rescale:
+            pixels = (pixels.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        pixels = pixels.astype(np.float32)
+        if self.do_normalize:
+            pixels = (pixels - np.asarray(self.image_mean, np.float32)) / np.asarray(self.image_std, np.float32)
+        return pixels
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From the contents of a `preprocessor_config.json`, as transformers 4.31 to 5.x writes it.
+
+        Raises:
+            ValueError: a value, named, that is not implemented here.
+        """
+        known = {field.name for field in fields(cls)}
+        chosen = {name: value for name, value in values.items() if name in known and value is not None}
+        for name, value in values.items():
+            if value is None or name in known or name in LABELS or name == "size":
+                continue
+            if name not in FIXED or value != FIXED[name]:
+                raise ValueError(f"The image processor's {name}={value!r} is not implemented; see {cls.__name__}.")
+        size = values.get("size")
+        if size is not None and "image_size" not in chosen:
+            if isinstance(size, dict):
+                if size.keys() != {"height", "width"} or size["height"] != size["width"]:
+                    raise ValueError(f"The image processor's size={size!r} is not implemented; images become squares.")
+                size = size["height"]
+            chosen["image_size"] = size
+        for name in ("image_mean", "image_std"):
+            if name in chosen:
+                value = chosen[name]
+                chosen[name] = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
+                if len(chosen[name]) != 3:
+                    raise ValueError(f"The image processor's {name}={value!r} must have 3 values, one per channel.")
+        if not isinstance(chosen.get("image_size", 1), int) or chosen.get("image_size", 1) < 1:
+            raise ValueError(f"The image processor's image_size={chosen['image_size']!r} must be a positive integer.")
+        if chosen.get("resample", 3) not in list(Image.Resampling):
+            raise ValueError(f"The image processor's resample={chosen['resample']!r} is not one of Pillow's filters.")
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of `preprocessor_config.json`, for every version of transformers."""
+        size = {"height": self.image_size, "width": self.image_size}
+        labels = {"image_processor_type": "IdeficsImageProcessor", "processor_class": "IdeficsProcessor"}
+        values = asdict(self) | {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+        return values | {"size": size, "image_num_channels": 3, "do_convert_rgb": True} | labels
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+        """From a checkpoint's directory or hub id: `preprocessor_config.json`, or 5.x's `processor_config.json`.
+
+        Raises:
+            FileNotFoundError: neither is there.
+            ValueError: a value that is not implemented, or a file that is not JSON.
+        """
+        directory = checkpoint_directory(path_or_id, FILES)
+        for name in FILES:
+            if (directory / name).is_file():
+                try:
+                    values = json.loads((directory / name).read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise ValueError(f"{directory / name} is not valid JSON: {error}.") from error
+                if name == FILES[0]:
+                    return cls.from_dict(values)
+                if "image_processor" in values:
+                    return cls.from_dict(values["image_processor"])
+        raise FileNotFoundError(f"{directory} has no {FILES[0]}, which says how images are preprocessed.")
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write `preprocessor_config.json` into `directory`, which is made if need be."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        (Path(directory) / FILES[0]).write_text(text, encoding="utf-8")
+
+
+def _to_pillow(image: Image.Image | str | Path, name: str) -> Image.Image:
+    """An RGB Pillow image; `name` is what errors call one that came without a file name."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image, short_name(getattr(image, "filename", "") or name))
+    return load_image(image)
+
+
+def _transform(image_transform: Callable[[Image.Image], Any], image: ImageInput, name: str) -> np.ndarray:
+    """What the user's transform makes of an image, as `[height, width, 3]` float32."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(np.ascontiguousarray(array_to_bytes(array_to_rgb(image, name), name)[0]))
+    pixels = np.asarray(image_transform(_to_pillow(image, name)), dtype=np.float32)
+    if pixels.ndim == 3 and pixels.shape[0] == 3:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(
+            f"image_transform gave shape {pixels.shape}; it must give [height, width, 3] or [3, height, width]."
+        )
+    return pixels
+
+
+def _look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """`table` `[256, 3]` at the bytes `[height, width, 3]`: the very floats of computing each, sooner."""
+    found = np.empty(pixels.shape, np.float32)
+    for channel, values in enumerate(np.ascontiguousarray(table.T)):
+        np.take(values, pixels[..., channel], out=found[..., channel], mode="clip")  # "clip": no check, no buffer
+    return found

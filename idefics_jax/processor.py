@@ -1,0 +1,219 @@
+"""Prompts of texts and images to the model's inputs, and its tokens back to text."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal, Self
+
+import numpy as np
+from PIL import Image
+
+from idefics_jax.chat import chat_prompt
+from idefics_jax.hub import checkpoint_directory
+from idefics_jax.image_processor import FILES as IMAGE_PROCESSOR_FILES
+from idefics_jax.image_processor import IdeficsImageProcessor
+from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Prompt, join, parse_prompts
+from idefics_jax.tokenizer import FILES as TOKENIZER_FILES
+from idefics_jax.tokenizer import IdeficsTokenizer, Side
+
+
+class IdeficsProcessor:
+    """An image processor and a tokenizer. Picklable; only numpy, Pillow and `tokenizers`, for data workers too.
+
+        processor = IdeficsProcessor.from_pretrained("HuggingFaceM4/idefics-9b-instruct")
+        inputs = processor(["User:", "photo.jpg", "Describe this image.<end_of_utterance>\\nAssistant:"])
+        tokens = model.generate(**inputs, max_new_tokens=50)
+        print(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+
+    Raises:
+        ValueError: the tokenizer has no image tokens.
+    """
+
+    def __init__(self, image_processor: IdeficsImageProcessor, tokenizer: IdeficsTokenizer):
+        for token in (FAKE_TOKEN, IMAGE_TOKEN):
+            if token not in tokenizer:
+                raise ValueError(f"The tokenizer has no {token} token, which IDEFICS needs; use the checkpoint's own.")
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.fake_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids([FAKE_TOKEN, IMAGE_TOKEN])
+        self.end_of_utterance = END_OF_UTTERANCE if END_OF_UTTERANCE in tokenizer else ""
+
+    def __call__(
+        self,
+        text: Any = None,
+        images: Any = None,
+        *,
+        add_eos_token: bool = False,
+        add_end_of_utterance_token: bool | None = None,
+        padding: bool | Literal["longest", "max_length"] = "longest",
+        padding_side: Side | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
+        truncation_side: Side | None = None,
+        max_length: int | None = None,
+        image_size: int | None = None,
+        image_transform: Callable[[Image.Image], Any] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The inputs of `model.generate(**inputs)` for one prompt or a batch of them.
+
+        A prompt (`text`) is a string or a list of strings and images; a batch is a list of such lists. An image is a
+        Pillow image, an array, a `pathlib.Path`, or a string that is nothing but an http(s) or `data:` URL or the name
+        of an image file (`images.is_image_source`); `prompts.Text("...")` is a string that is never read as one. Each
+        image becomes `<fake_token_around_image><image><fake_token_around_image>`, neighbours share the token between
+        them, and strings lose the spaces at their ends.
+
+        Or `text` is strings only, and `images` has their images: one for each `<image>` written in the text. For a text
+        without marks, as in the reference, a single image goes before the text and a list of them after it. Several
+        texts go with as many entries in `images`, each an image or a list of images.
+
+        Special tokens written in a string count as such, as in the reference; but an `<image>` without its image, or
+        the reverse, is an error.
+
+        Args:
+            add_eos_token: end each prompt with `</s>`, for training.
+            add_end_of_utterance_token: put `<end_of_utterance>` between two strings in a row (never after the last);
+                default: if the tokenizer has it.
+            padding: "longest" (or True) or "max_length"; False wants prompts of equal length. Padding is `<unk>`, id 0,
+                with attention mask 0.
+            padding_side: default: the checkpoint's, "left".
+            pad_to_multiple_of: pad to the next multiple, so that few shapes need compiling.
+            truncation: cut prompts of more than `max_length` tokens at `truncation_side` (default: the checkpoint's,
+                "right"). An image whose `<image>` is cut off is dropped: its pixels stay zero and no token sees it.
+            image_size, image_transform: see `IdeficsImageProcessor.preprocess`.
+
+        Returns:
+            input_ids, attention_mask: `[batch, tokens]`, int32.
+            pixel_values: `[batch, images, height, width, 3]`, float32; as many images as the prompt with the most has
+                before truncation, at least 1; zeros for those that a prompt lacks.
+            image_attention_mask: `[batch, tokens, images]`, int32: 1 where a token sees an image.
+
+        Raises:
+            FileNotFoundError, OSError: an image cannot be read.
+            ValueError: an empty batch or prompt, a wrong number of images, one that is damaged or of a wrong shape,
+                lengths that do not fit.
+        """
+        if add_end_of_utterance_token and not self.end_of_utterance:
+            raise ValueError(f"The tokenizer has no {END_OF_UTTERANCE} token; it is the instruct checkpoints'.")
+        between_texts = "" if add_end_of_utterance_token is False else self.end_of_utterance
+        eos = self.tokenizer.eos_token if add_eos_token else ""
+        joined = [join(prompt, self.tokenizer.bos_token, between_texts) for prompt in parse_prompts(text, images)]
+        rows = [self.tokenizer.encode(text + eos) for text, _ in joined]
+        row_images = [images for _, images in joined]
+        image_count = max(1, *map(len, row_images))
+        if truncation:
+            if max_length is None:
+                raise ValueError("truncation=True needs max_length, the number of tokens to keep.")
+            left = (truncation_side or self.tokenizer.truncation_side) == "left"
+            rows = [row[max(0, len(row) - max_length) :] if left else row[:max_length] for row in rows]
+            kept = [row.count(self.image_token_id) for row in rows]
+            row_images = [
+                images[len(images) - count :] if left else images[:count]
+                for images, count in zip(row_images, kept, strict=True)
+            ]
+        side = padding_side or self.tokenizer.padding_side
+        input_ids, attention_mask = self._pad(rows, _padded_length(rows, padding, max_length, pad_to_multiple_of), side)
+        pixels = self.image_processor.preprocess(list(chain(*row_images)), image_size, image_transform)
+        pixel_values = np.zeros((len(rows), image_count, *pixels.shape[1:]), np.float32)
+        pixel_values[np.arange(image_count) < np.array([[len(images)] for images in row_images])] = pixels
+        image_attention_mask = image_mask(input_ids, self.image_token_id, self.tokenizer.eos_token_id, image_count)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "pixel_values": pixel_values,
+            "image_attention_mask": image_attention_mask,
+        }
+
+    def _pad(self, rows: list[list[int]], length: int, side: Side) -> tuple[np.ndarray, np.ndarray]:
+        """The rows as one array `[batch, length]`, and 1 where it is not padding."""
+        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int32)
+        attention_mask = np.zeros_like(input_ids)
+        for row, ids in enumerate(rows):
+            place = slice(length - len(ids), None) if side == "left" else slice(len(ids))
+            input_ids[row, place] = ids
+            attention_mask[row, place] = 1
+        return input_ids, attention_mask
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        **arguments: Any,
+    ) -> Prompt | list[Prompt] | dict[str, np.ndarray]:
+        """Chat-style messages, or a batch of such conversations, as a prompt: see `chat.chat_prompt` for both forms.
+
+        Args:
+            add_generation_prompt: end with `Assistant:`, so that the model answers.
+            tokenize: give the model's inputs, as `processor(prompt, **arguments)` does, instead of the prompt.
+
+        Raises:
+            ValueError: no message, or a message or part that is not of the form described there.
+        """
+        batched = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Any = messages if batched else [messages]
+        prompts = [chat_prompt(messages, self.end_of_utterance, add_generation_prompt) for messages in conversations]
+        if tokenize:
+            return self(prompts, **arguments)
+        return prompts if batched else prompts[0]
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of one sequence of token ids, a list or an array of any library."""
+        return self.tokenizer.decode(ids, skip_special_tokens)
+
+    def batch_decode(self, ids: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
+        """The texts of several sequences of token ids, such as `[batch, tokens]`."""
+        return [self.decode(row, skip_special_tokens) for row in ids]
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+        """From a checkpoint's directory or hub id, of which only the processor's files are read.
+
+        Raises:
+            FileNotFoundError: no such checkpoint, or a file is missing.
+            ValueError: a file that is damaged, or names something that is not implemented.
+        """
+        directory = checkpoint_directory(path_or_id, [*IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES])
+        return cls(IdeficsImageProcessor.from_pretrained(directory), IdeficsTokenizer.from_pretrained(directory))
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write the files that `from_pretrained` and transformers' `IdeficsProcessor` read."""
+        self.image_processor.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def image_mask(ids: np.ndarray, image_token_id: int, eos_token_id: int, image_count: int) -> np.ndarray:
+    """Which image each token sees: `[batch, tokens, images]` int32, from the padded ids `[batch, tokens]`.
+
+    It is the last one so far. A token after an end-of-sequence token sees none until the next image:
+
+                    <s> User: F <image> F What? </s> <s> F <image> F Who?
+        image 0      .    .   .    1    1   1    1    .  .    .    .   .
+        image 1      .    .   .    .    .   .    .    .  .    1    1   1
+    """
+    positions = np.arange(ids.shape[1])
+    is_image, is_eos = ids == image_token_id, ids == eos_token_id
+    last_image = np.maximum.accumulate(np.where(is_image, positions, -1), axis=1)
+    last_eos = np.maximum.accumulate(np.where(is_eos, positions, -1), axis=1)
+    eos_before = np.pad(last_eos[:, :-1], ((0, 0), (1, 0)), constant_values=-1)  # the token itself not counted
+    seen = np.where(eos_before > last_image, -1, np.cumsum(is_image, axis=1) - 1)
+    return (seen[..., None] == np.arange(image_count)).astype(np.int32)
+
+
+def _padded_length(
+    rows: list[list[int]], padding: bool | str, max_length: int | None, pad_to_multiple_of: int | None
+) -> int:
+    """The length that all rows are padded to; `IdeficsProcessor.__call__` describes the arguments."""
+    lengths = [len(row) for row in rows]
+    if not padding:
+        if len(set(lengths)) > 1:
+            raise ValueError(f"The prompts have {min(lengths)} to {max(lengths)} tokens; pad them, padding='longest'.")
+        return lengths[0]
+    length = max(lengths)
+    if padding == "max_length":
+        if max_length is None:
+            raise ValueError("padding='max_length' needs max_length, the number of tokens to pad to.")
+        if length > max_length:
+            raise ValueError(f"A prompt has {length} tokens, more than max_length={max_length}; use truncation=True.")
+        length = max_length
+    multiple = pad_to_multiple_of or 1
+    return -(-length // multiple) * multiple

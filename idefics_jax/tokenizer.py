@@ -1,0 +1,216 @@
+"""LLaMA's tokenizer with IDEFICS' special tokens, from the files of a checkpoint, tokenising as in the original."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from idefics_jax.hub import checkpoint_directory
+from idefics_jax.sentencepiece_model import LLAMA_STEPS, read_sentencepiece
+
+FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+Side = Literal["left", "right"]
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class IdeficsTokenizer:
+    """Text to token ids and back: the `tokenizers` library with the special tokens of the checkpoint's other files.
+
+    Picklable, and free of JAX, torch and transformers. Attributes:
+        bos_token, eos_token, pad_token, unk_token: the tokens; `..._token_id` their ids.
+        padding_side, truncation_side: "left" or "right", the checkpoint's.
+        config: the contents of `tokenizer_config.json`, for saving.
+
+    LLaMA's way of treating spaces changed in transformers 5, and IDEFICS was trained with the original one, called
+    `legacy` there: each stretch of text between special tokens is tokenised as if a space stood before it, so that
+    "Describe" after an image is `▁Describe`, and " Describe" there is `▁`, `▁Describe`. A LLaMA `tokenizer.json` of any
+    version is read so, also one that transformers 5 saved in its new form; other kinds are left as they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: dict[str, Any] | None = None):
+        config = dict(config or {})
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.bos_token = _content(config.get("bos_token")) or "<s>"
+        self.eos_token = _content(config.get("eos_token")) or "</s>"
+        self.unk_token = _content(config.get("unk_token")) or "<unk>"
+        self.pad_token = _content(config.get("pad_token")) or self.unk_token
+        self.bos_token_id, self.eos_token_id, self.unk_token_id, self.pad_token_id = self.convert_tokens_to_ids(
+            [self.bos_token, self.eos_token, self.unk_token, self.pad_token]
+        )
+        self.padding_side: Side = config.get("padding_side") or "left"
+        self.truncation_side: Side = config.get("truncation_side") or "right"
+
+    def __len__(self) -> int:
+        """How many ids there are, with the added tokens'."""
+        return self.tokenizer.get_vocab_size()
+
+    def __contains__(self, token: str) -> bool:
+        """Whether `token` is one token of the vocabulary or an added one."""
+        return self.tokenizer.token_to_id(token) is not None
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        """The ids of tokens (pieces, not text).
+
+        Raises:
+            ValueError: one that the tokenizer does not have.
+        """
+        if missing := [token for token in tokens if token not in self]:
+            raise ValueError(f"The tokenizer has no {missing[0]} token; use the checkpoint's own tokenizer.")
+        return [self.tokenizer.token_to_id(token) for token in tokens]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; special tokens written in it are recognised, none are added."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of one sequence of ids (a list, or an array of any library)."""
+        return self.tokenizer.decode(np.asarray(ids, dtype=np.int64).ravel().tolist(), skip_special_tokens)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+        """From a checkpoint's directory or hub id: `tokenizer.json`, or else sentencepiece's `tokenizer.model`.
+
+        Tokens that only `added_tokens.json`, `tokenizer_config.json` or `special_tokens_map.json` name are added.
+
+        Raises:
+            FileNotFoundError: neither file is there.
+            ValueError: a file that cannot be read, or an added token whose id is not the next one.
+        """
+        directory = checkpoint_directory(path_or_id, FILES)
+        config = _read_json(directory / "tokenizer_config.json") | _read_json(directory / "special_tokens_map.json")
+        if (directory / "tokenizer.json").is_file():
+            content = _as_original(_read_json(directory / "tokenizer.json"))
+        elif (directory / "tokenizer.model").is_file():
+            content = read_sentencepiece(directory / "tokenizer.model")
+        else:
+            raise FileNotFoundError(f"{directory} has neither tokenizer.json nor tokenizer.model.")
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # what the library raises is a bare Exception
+            raise ValueError(f"The tokenizer in {directory} cannot be used: {error}.") from error
+        _add_tokens(tokenizer, _named_ids(directory, config), directory)
+        return cls(tokenizer, config)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`."""
+        added = {token.content: id for id, token in sorted(self.tokenizer.get_added_tokens_decoder().items())}
+        named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        named |= {"unk_token": self.unk_token, "pad_token": self.pad_token}
+        others = [token for token in added if token not in named.values()]
+        special = named | {"additional_special_tokens": others}
+        # Without these two transformers 5 would take up its new way of treating spaces.
+        config = {"tokenizer_class": "LlamaTokenizer"} | self.config | {"legacy": True} | special
+        config.pop("extra_special_tokens", None)  # transformers 5's name for the others
+        config |= {"padding_side": self.padding_side, "truncation_side": self.truncation_side}
+        files = {
+            "tokenizer.json": json.loads(self.tokenizer.to_str()),
+            "tokenizer_config.json": config,
+            "special_tokens_map.json": special,
+            "added_tokens.json": {token: added[token] for token in others},
+        }
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+            (Path(directory) / name).write_text(text, encoding="utf-8")
+
+
+class TextStreamer:
+    """Turns token ids that arrive one by one into text that can be printed at once and never has to be taken back.
+
+    What `put` and `end` return, put together, is the text that the ids add to the `prompt`'s when all are decoded
+    together: spaces between tokens are kept, and the bytes of a character, which may be several tokens, come out whole.
+
+        streamer = TextStreamer(tokenizer, prompt_ids)
+        for token in generated:
+            print(streamer.put(token), end="", flush=True)
+        print(streamer.end())
+    """
+
+    def __init__(self, tokenizer: IdeficsTokenizer, prompt: Any = (), skip_special_tokens: bool = True):
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._ids = np.asarray(prompt, dtype=np.int64).ravel().tolist()
+        self._printed = tokenizer.decode(self._ids, skip_special_tokens)
+        self._new = 0  # how many of the ids came after the last text
+
+    def put(self, id: int) -> str:
+        """The text that can be printed now that `id` is known; often its own, "" inside a character."""
+        self._ids.append(int(id))
+        self._new += 1
+        # A run of byte pieces is decoded as a whole, and to other text if it is invalid: wait for its end.
+        piece = self._tokenizer.tokenizer.id_to_token(int(id))
+        return "" if piece is not None and BYTE_PIECE.fullmatch(piece) else self._flush()
+
+    def end(self) -> str:
+        """The rest of the text, after the last id."""
+        return self._flush(complete=True)
+
+    def _flush(self, complete: bool = False) -> str:
+        text = self._tokenizer.decode(self._ids, self._skip)
+        new = text[len(self._printed) :]
+        if not new or (new.endswith("\N{REPLACEMENT CHARACTER}") and not complete):
+            return ""
+        # The next tokens' text depends on no more than these, so a long text costs no more per token than a short one.
+        self._ids = self._ids[-self._new :]
+        self._printed, self._new = self._tokenizer.decode(self._ids, self._skip), 0
+        return new
+
+
+def _as_original(content: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a `tokenizer.json`, if it is LLaMA's with the steps of its original version.
+
+    Transformers 5 saves another pre-tokenizer, which puts a space only before the first stretch of text or leaves it
+    out where there is one; and a special token marked `normalized` would swallow the space that follows it.
+    """
+    normalizer, pre_tokenizer = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
+    steps = {step["type"] for step in normalizer.get("normalizers", [normalizer]) if step}
+    original = {"Prepend"} <= steps <= {"Prepend", "Replace"} and not pre_tokenizer
+    newer = not steps and pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme") != "never"
+    if not (content["model"].get("byte_fallback") and (original or newer)):
+        return content
+    added = [token | {"normalized": False} if token["special"] else token for token in content.get("added_tokens", [])]
+    return content | LLAMA_STEPS | {"added_tokens": added}
+
+
+def _named_ids(directory: Path, config: dict[str, Any]) -> dict[str, int | None]:
+    """The special tokens that the other files name, in the order of their ids; None: the next free one."""
+    ids = _read_json(directory / "added_tokens.json")
+    ids |= {_content(token): int(id) for id, token in config.get("added_tokens_decoder", {}).items()}
+    names = [config.get(name) for name in ("unk_token", "bos_token", "eos_token", "pad_token")]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        names += config.get(name) or []
+    without_id = {_content(token): None for token in names if token}
+    return without_id | dict(sorted(ids.items(), key=lambda item: item[1]))
+
+
+def _add_tokens(tokenizer: Tokenizer, ids: dict[str, int | None], directory: Path) -> None:
+    """Make each of `ids` a special token of `tokenizer`, and check that it has the id it should have."""
+    present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token, id in sorted(ids.items(), key=lambda item: (item[1] is None, item[1] or 0)):
+        if token not in present:
+            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        actual = tokenizer.token_to_id(token)
+        if id is not None and id != actual:
+            raise ValueError(f"{directory} gives {token} the id {id}, but in its tokenizer it has {actual}.")
+
+
+def _content(token: str | dict[str, Any] | None) -> str:
+    """A special token's text: the files hold it as such or as an object; "" if there is none."""
+    return (token.get("content") if isinstance(token, dict) else token) or ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; {} if there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
