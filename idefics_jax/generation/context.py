@@ -1,0 +1,121 @@
+"""What was read and answered so far, so that a conversation's next turn reads only what is new."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from idefics_jax.cache import Cache
+from idefics_jax.generation.buckets import IMAGES, SLOTS, TOKENS, bucket
+from idefics_jax.generation.prompts import Prompts, aligned
+
+
+class Context(NamedTuple):
+    """A conversation as the model has it: pass it as `cache` to `generate` with the next turn. It can be used again.
+
+    Attributes:
+        cache: on the device; its rows beyond the conversations' fill up a bucket.
+        length: slots written.
+        images: slots for images in use, in every row.
+        conversations: each row's tokens so far, int32 `[tokens]`; with `inputs_embeds`, without those.
+        token_counts: how many tokens each row has, however they were given.
+        pending: `[b]`, each row's last token where the cache does not have it yet, otherwise -1.
+        image_mask: bool `[b, i]`, which images each row's last token saw.
+    """
+
+    cache: Cache
+    length: int
+    images: int
+    conversations: tuple[np.ndarray, ...]
+    token_counts: np.ndarray
+    pending: np.ndarray
+    image_mask: np.ndarray
+
+
+class Reading(NamedTuple):
+    """The arrays that a call reads, in their buckets: `rows` of `t` tokens padded on the left.
+
+    Attributes:
+        tokens, embeds, embedded, valid, image_mask: as `prefill` takes them.
+        slots: room for tokens in the cache.
+        used_images: image slots in use before.
+        new_image_slots: image slots that the new images take, the bucket's unused ones included.
+        images: image slots in use afterwards.
+        length: slots written afterwards.
+        conversations, token_counts: as in `Context`, the prompt's included.
+    """
+
+    tokens: np.ndarray
+    embeds: np.ndarray | None
+    embedded: np.ndarray | None
+    valid: np.ndarray
+    image_mask: np.ndarray
+    slots: int
+    used_images: int
+    new_image_slots: int
+    images: int
+    length: int
+    conversations: tuple[np.ndarray, ...]
+    token_counts: np.ndarray
+
+
+def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> Reading:
+    """Puts prompts into buckets, after what `context` has, with room for `new_tokens` more.
+
+    Raises:
+        ValueError: there are not as many prompts as conversations.
+    """
+    count = len(prompts.tokens)
+    if context is not None and count != len(context.pending):
+        raise ValueError(f"The cache is of {len(context.pending)} conversations, and {count} prompts were given.")
+    new_images = prompts.image_mask.shape[2]
+    if context is None:
+        tokens, embeds, valid, mask = prompts.tokens, prompts.embeds, prompts.valid, prompts.image_mask
+        embedded = None if embeds is None else valid
+        rows, used, length = bucket(count), 0, 0
+        new_image_slots = image_slots = bucket(new_images, IMAGES)
+        before, counts_before = (np.zeros(0, np.int32),) * count, np.zeros(count, int)
+    else:
+        # What was chosen last was never read: it comes first.
+        pending = context.pending[:, None]
+        tokens = np.concatenate([np.maximum(pending, 0), prompts.tokens], axis=1)
+        valid = np.concatenate([pending >= 0, prompts.valid], axis=1)
+        mask = _mask_after(context, prompts)
+        embeds = None if prompts.embeds is None else np.pad(prompts.embeds, ((0, 0), (1, 0), (0, 0)))
+        embedded = None if embeds is None else valid & (np.arange(valid.shape[1]) > 0)
+        rows, used, length = context.cache.valid.shape[0], context.images, context.length
+        new_image_slots = new_images
+        image_slots = max(context.image_mask.shape[1], bucket(used + new_images, IMAGES))
+        before, counts_before = context.conversations, context.token_counts
+    columns = bucket(int(valid.sum(axis=1).max()), TOKENS)
+    slots = bucket(length + columns + new_tokens, SLOTS)
+    if context is not None:
+        slots = max(slots, context.cache.valid.shape[1])
+    mask = np.pad(mask, ((0, 0), (0, 0), (0, image_slots - mask.shape[2])))
+    said = [
+        () if prompts.embeds is not None else row[real] for row, real in zip(prompts.tokens, prompts.valid, strict=True)
+    ]
+    return Reading(
+        tokens=aligned(tokens, valid, rows, columns),
+        embeds=None if embeds is None else aligned(embeds, valid, rows, columns),
+        embedded=None if embedded is None else aligned(embedded, valid, rows, columns),
+        valid=aligned(valid, valid, rows, columns),
+        image_mask=aligned(mask, valid, rows, columns),
+        slots=slots,
+        used_images=used,
+        new_image_slots=new_image_slots,
+        images=used + new_images,
+        length=length + columns,
+        conversations=tuple(np.concatenate([old, new]).astype(np.int32) for old, new in zip(before, said, strict=True)),
+        token_counts=counts_before + prompts.valid.sum(axis=1),
+    )
+
+
+def _mask_after(context: Context, prompts: Prompts) -> np.ndarray:
+    """`[b, 1 + t, i]`: which of the old images and the new ones each token sees, the pending one first.
+
+    A token before the turn's first image goes on seeing what the conversation's last token saw.
+    """
+    begun = np.logical_or.accumulate(prompts.image_mask.any(axis=2), axis=1)
+    begun = np.pad(begun, ((0, 0), (1, 0)))
+    old = context.image_mask[:, None, : context.images] & ~begun[:, :, None]
+    return np.concatenate([old, np.pad(prompts.image_mask, ((0, 0), (1, 0), (0, 0)))], axis=2)

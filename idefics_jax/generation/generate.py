@@ -1,0 +1,211 @@
+"""`generate`: prompts in, tokens out."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from idefics_jax.generation.beam import make_beam_rules
+from idefics_jax.generation.context import Context, plan_reading
+from idefics_jax.generation.prompts import Prompts, check_prompts
+from idefics_jax.generation.run import answer, read, search
+from idefics_jax.generation.sampling import make_sampling
+from idefics_jax.generation.stopping import make_stop_table
+from idefics_jax.sharding import on_mesh_of
+
+NEW_TOKENS = 20  # where no limit is given, as in the reference
+
+
+class GenerationOutput(NamedTuple):
+    """What `generate` gives with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: int32 `[prompts * num_return_sequences, seq]`: prompt and answer, padded after the answer's end; the
+            answer alone where the prompt was given as `inputs_embeds`.
+        sequences_scores: float32, with beams: each answer's log-probability over `length ** length_penalty`.
+        cache: to continue from, `generate(next turn, cache=output.cache)`; None with beams.
+    """
+
+    sequences: np.ndarray
+    sequences_scores: np.ndarray | None
+    cache: Context | None
+
+
+def generate(
+    model: Any,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    inputs_embeds: Any = None,
+    pixel_values: Any = None,
+    image_encoder_embeddings: Any = None,
+    perceiver_embeddings: Any = None,
+    image_attention_mask: Any = None,
+    interpolate_pos_encoding: bool = False,
+    *,
+    cache: Context | None = None,
+    max_new_tokens: int | None = None,
+    max_length: int | None = None,
+    min_new_tokens: int = 0,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    num_return_sequences: int = 1,
+    bad_words_ids: Sequence[Sequence[int]] | None = None,
+    suppress_tokens: Sequence[int] | None = None,
+    eos_token_id: int | Iterable[int] | None = None,
+    pad_token_id: int | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+    streamer: Any = None,
+    return_dict_in_generate: bool = False,
+) -> np.ndarray | GenerationOutput:
+    """Continues each prompt: greedily, by sampling, or by beam search.
+
+    Prompts may be padded on either side. They are padded further to a few sizes, so that few programs are compiled; no
+    padding changes an answer. A generated token sees the images that its prompt's last token saw.
+
+    Args:
+        model: an `IdeficsForVisionText2Text`.
+        input_ids: int `[batch, seq]`; or `inputs_embeds`, float `[batch, seq, hidden]`.
+        attention_mask: `[batch, seq]`, zero at padding; default: where `input_ids` are `pad_token_id`.
+        pixel_values: `[batch, images, height, width, 3]`; or `image_encoder_embeddings`, `[batch, images, patches,
+            features]`, the vision tower's output; or `perceiver_embeddings`, `[batch, images, latents, features]`, the
+            resampler's; or none of them for prompts without images.
+        image_attention_mask: `[batch, seq, images]`, non-zero where a token sees an image.
+        interpolate_pos_encoding: accept images of another size than the model's.
+        cache: the `cache` of an earlier output; the inputs are then the next turn alone.
+        max_new_tokens: the most tokens to add; default 20, or as `max_length` allows.
+        max_length: the most tokens of prompt and answer together, padding included.
+        min_new_tokens: no end of sequence before so many.
+        do_sample: draw tokens, by the rules of the next four, instead of taking the likeliest.
+        temperature: scores are divided by it.
+        top_k: draw from so many of the likeliest tokens; 0: from all. 50 unless given, as in the reference.
+        top_p: draw from the likeliest tokens that have this probability together.
+        min_p: draw from tokens that have at least this part of the likeliest one's probability.
+        repetition_penalty: above 1, tokens that occurred before get less likely.
+        num_beams: above 1, beam search.
+        length_penalty: with beams, scores are divided by `length ** length_penalty`.
+        early_stopping: with beams: True ends once `num_beams` answers are finished; False, once better ones are
+            unlikely; "never", once they are impossible.
+        num_return_sequences: answers per prompt, drawn independently or the best of the beams.
+        bad_words_ids: token sequences that must not occur.
+        suppress_tokens: tokens that must not occur.
+        eos_token_id: token or tokens that end an answer; default: the config's; `()`: none.
+        pad_token_id: what follows the end; default: the config's.
+        stop_strings: strings that end an answer; the token that completes one is its last.
+        tokenizer: tells what text tokens stand for; needed with `stop_strings`. A processor will do.
+        seed: the same seed draws the same tokens; a row's do not depend on the other rows.
+        streamer: has `put(tokens)`, called with the prompts `[batch, seq]` and then with each new token of each row,
+            `[batch]`, and `end()`; those of `transformers` will do.
+        return_dict_in_generate: return a `GenerationOutput` instead of its `sequences`.
+
+    Returns:
+        `sequences`, int32 `[batch * num_return_sequences, seq]`, the prompts included.
+
+    Raises:
+        ValueError: one sentence on what does not fit: inputs, settings, a prompt and answer longer than the model's
+            positions; or the model gave NaN.
+    """
+    config = model.config
+    eos = _tokens(config.eos_token_id if eos_token_id is None else eos_token_id)
+    pad = config.pad_token_id if pad_token_id is None else pad_token_id
+    pad = (eos or [0])[0] if pad is None else pad
+    _check_modes(do_sample, num_beams, num_return_sequences, streamer)
+    prompts = check_prompts(
+        config,
+        pad,
+        eos,
+        input_ids,
+        attention_mask,
+        inputs_embeds,
+        image_attention_mask,
+        pixel_values=pixel_values,
+        image_encoder_embeddings=image_encoder_embeddings,
+        perceiver_embeddings=perceiver_embeddings,
+    )
+    limit = _limit(prompts, cache, config.max_position_embeddings, max_new_tokens, max_length)
+    vocabulary = config.vocab_size + config.additional_vocab_size
+    stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
+    sampling = make_sampling(
+        vocabulary,
+        make_stop_table(stop_strings, tokenizer, vocabulary),
+        eos=eos,
+        pad=pad,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        min_new_tokens=min_new_tokens,
+        bad_words_ids=bad_words_ids or (),
+        suppress_tokens=suppress_tokens or (),
+        seed=seed,
+    )
+    reading = plan_reading(prompts, cache, limit)
+    scores = context = None
+    with on_mesh_of(model):
+        logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
+        if num_beams > 1:
+            rules = make_beam_rules(length_penalty, early_stopping, reading.slots)
+            answers, scores = search(
+                model, logits, read_cache, reading, num_beams, num_return_sequences, sampling, rules, limit
+            )
+        else:
+            if streamer is not None and prompts.embeds is None:
+                streamer.put(prompts.tokens)
+            answers, context = answer(
+                model, logits, read_cache, reading, num_return_sequences, sampling, limit, do_sample, streamer
+            )
+    if prompts.embeds is None:
+        answers = np.concatenate([np.repeat(prompts.tokens, num_return_sequences, axis=0), answers], axis=1)
+    return GenerationOutput(answers, scores, context) if return_dict_in_generate else answers
+
+
+def _tokens(value: int | Iterable[int]) -> list[int]:
+    return [value] if isinstance(value, int) else [int(token) for token in value]
+
+
+def _check_modes(do_sample: bool, num_beams: int, num_return_sequences: int, streamer: Any) -> None:
+    if num_beams < 1 or num_return_sequences < 1:
+        raise ValueError("num_beams and num_return_sequences must be 1 or more.")
+    if num_beams > 1 and do_sample:
+        raise ValueError("Beam search takes the likeliest tokens; leave out num_beams or do_sample.")
+    if num_beams > 1 and streamer is not None:
+        raise ValueError("Beam search knows its tokens only at the end; leave out num_beams or the streamer.")
+    if num_beams > 1 and num_return_sequences > num_beams:
+        raise ValueError(f"num_return_sequences is {num_return_sequences}, and there are only {num_beams} beams.")
+    if num_beams == 1 and num_return_sequences > 1 and not do_sample:
+        raise ValueError(
+            f"Greedy decoding gives one answer, not {num_return_sequences}; pass do_sample=True or num_beams."
+        )
+
+
+def _limit(
+    prompts: Prompts, cache: Context | None, positions: int, max_new_tokens: int | None, max_length: int | None
+) -> int:
+    """The most tokens to add."""
+    counts = prompts.valid.sum(axis=1) + (0 if cache is None else cache.token_counts)
+    row, columns = int(np.argmax(counts)), prompts.tokens.shape[1]
+    if max_new_tokens is not None:
+        limit = max_new_tokens
+    elif max_length is not None:
+        if max_length <= columns:
+            raise ValueError(f"max_length is {max_length}, and the prompt has {columns} tokens already.")
+        limit = max_length - columns
+    else:
+        limit = max(1, min(NEW_TOKENS, positions - int(counts[row])))
+    if limit < 1:
+        raise ValueError(f"max_new_tokens is {limit}; it must be 1 or more.")
+    if counts[row] + limit > positions:
+        raise ValueError(
+            f"Prompt {row} has {counts[row]:,} tokens and asks for {limit:,} more, but the model has only "
+            f"{positions:,} positions; shorten the prompt or lower max_new_tokens."
+        )
+    return limit

@@ -1,0 +1,136 @@
+"""Drives the compiled programs: read the prompts, then decode, stream or search. The only host code in between."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from idefics_jax.cache import Cache
+from idefics_jax.generation.beam import BeamRules, beam_search, make_beam_state
+from idefics_jax.generation.context import Context, Reading
+from idefics_jax.generation.decode import decode, make_state, start
+from idefics_jax.generation.prefill import expand, image_states, prefill
+from idefics_jax.generation.prompts import Prompts
+from idefics_jax.generation.sampling import History, Sampling, make_history
+from idefics_jax.generation.stopping import state_after
+
+
+def read(
+    model: Any, prompts: Prompts, reading: Reading, context: Context | None, interpolate: bool
+) -> tuple[Float[Array, "b v"], Cache]:
+    """Reads the prompts; returns the scores of each row's next token, and the cache."""
+    states = None
+    if context is None or prompts.images is not None:
+        rows = len(reading.tokens)
+        states = image_states(model, prompts, rows, reading.new_image_slots, interpolate)
+    return prefill(
+        model,
+        None if context is None else context.cache,
+        states,
+        np.int32(reading.used_images),
+        reading.tokens,
+        reading.embeds,
+        reading.embedded,
+        reading.valid,
+        reading.image_mask,
+        slots=reading.slots,
+    )
+
+
+def answer(
+    model: Any,
+    logits: Float[Array, "b v"],
+    cache: Cache,
+    reading: Reading,
+    copies: int,
+    sampling: Sampling,
+    limit: int,
+    do_sample: bool,
+    streamer: Any,
+) -> tuple[np.ndarray, Context]:
+    """Greedy decoding or sampling, `copies` answers for each prompt: `[prompts * copies, new tokens]`, and the context.
+
+    Raises:
+        ValueError: the model gave NaN.
+    """
+    real = len(reading.conversations) * copies
+    state = make_state(*_rows(reading, copies, sampling), real, reading.slots, int(sampling.pad))
+    cache = cache if copies == 1 else expand(cache, copies)
+    state = start(state, logits, sampling, do_sample=do_sample)
+    if streamer is None:
+        cache, state = decode(model, cache, state, sampling, np.int32(limit), do_sample=do_sample)
+    else:
+        for step in range(2, limit + 2):
+            token, done = jax.device_get((state.token, state.done))
+            streamer.put(token[:real])
+            if step > limit or done.all():
+                break
+            cache, state = decode(model, cache, state, sampling, np.int32(step), do_sample=do_sample)
+        streamer.end()
+    answers, steps, counts, token, live, broken = jax.device_get(
+        (state.answer, state.step, state.count, state.token, state.live, state.broken)
+    )
+    _check_finite(broken[:real], copies)
+    answers, counts = answers[:real, :steps], counts[:real]
+    said = [row for row in reading.conversations for _ in range(copies)]
+    context = Context(
+        cache=cache,
+        length=reading.length + int(steps) - 1,
+        images=reading.images,
+        conversations=tuple(
+            np.concatenate([row, new[:count]]) for row, new, count in zip(said, answers, counts, strict=True)
+        ),
+        token_counts=np.repeat(reading.token_counts, copies) + counts,
+        pending=np.where(live, token, -1)[:real],
+        image_mask=np.repeat(reading.image_mask[:, -1], copies, axis=0)[:real],
+    )
+    return answers, context
+
+
+def search(
+    model: Any,
+    logits: Float[Array, "b v"],
+    cache: Cache,
+    reading: Reading,
+    beams: int,
+    best: int,
+    sampling: Sampling,
+    rules: BeamRules,
+    limit: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Beam search: the `best` answers to each prompt, `[prompts * best, new tokens]`, and their scores.
+
+    Raises:
+        ValueError: the model gave NaN.
+    """
+    real, ends = len(reading.conversations), int(sampling.eos.sum())
+    # What follows the end: the reference's choice, which takes a padding token of 0 for none.
+    fill = int(sampling.pad) or (int(np.argmax(sampling.eos)) if ends else -1)
+    state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.slots, fill)
+    candidates = beams * max(2, 1 + ends)
+    _, state = beam_search(
+        model, expand(cache, beams), state, logits, sampling, rules, np.int32(limit), candidates=candidates
+    )
+    answers, lengths, scores, broken = jax.device_get((state.answers, state.lengths, state.scores, state.broken))
+    _check_finite(broken[:real], 1)
+    longest = lengths[:real, :best].max()
+    return answers[:real, :best, :longest].reshape(real * best, longest), scores[:real, :best].reshape(-1)
+
+
+def _rows(reading: Reading, copies: int, sampling: Sampling) -> tuple[History, np.ndarray, np.ndarray]:
+    """History, automaton states and visible images of every row before its first new token."""
+    rows = [*reading.conversations, *[np.zeros(0, np.int32)] * (len(reading.tokens) - len(reading.conversations))]
+    rows = [row for row in rows for _ in range(copies)]
+    stop_table = np.asarray(sampling.stop_table)
+    states = np.array([state_after(stop_table, row) for row in rows], np.int32)
+    return make_history(rows, sampling), states, np.repeat(reading.image_mask[:, -1], copies, axis=0)
+
+
+def _check_finite(broken: np.ndarray, copies: int) -> None:
+    if broken.any():
+        row = int(np.argmax(broken)) // copies
+        raise ValueError(
+            f"The model's scores for prompt {row} became NaN; look for NaN in its images and in the weights, "
+            "and compute in bfloat16 or float32, not float16."
+        )
