@@ -36,9 +36,11 @@ def chat_prompt(messages: Sequence[Mapping[str, Any]], end_of_utterance: str, ad
     prompt: Prompt = []
 
     def add(text: str) -> None:
-        if prompt and isinstance(prompt[-1], Text):
-            text = prompt.pop() + text
-        prompt.append(Text(text))
+        last = prompt[-1] if prompt else None
+        if isinstance(last, Text):
+            prompt[-1] = Text(last + text)
+        else:
+            prompt.append(Text(text))
 
     for number, message in enumerate(messages):
         role = message.get("role")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, use_abstract_mesh
 from jaxtyping import Array
 from safetensors.numpy import save_file
 
@@ -61,9 +61,17 @@ class Pretrained(nnx.Module):
 
     @classmethod
     def abstract(
-        cls, config: IdeficsConfig, *, param_dtype: Any = jnp.float32, mesh: Mesh | None = None, stacked: bool = False
+        cls,
+        config: IdeficsConfig,
+        *,
+        param_dtype: Any = jnp.float32,
+        mesh: Mesh | AbstractMesh | None = None,
+        stacked: bool = False,
     ) -> Self:
-        """The model's shapes, dtypes and shardings, with nothing allocated: leaves are `jax.ShapeDtypeStruct`."""
+        """The model's shapes, dtypes and shardings, with nothing allocated: leaves are `jax.ShapeDtypeStruct`.
+
+        With an abstract mesh this says how 80B lies on a pod, from a machine that has no device of it.
+        """
         with _current(mesh):
             shapes = jax.eval_shape(lambda key: cls(config, key, stacked=stacked), jax.random.key(0))
 
@@ -145,8 +153,10 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     return name
 
 
-def _current(mesh: Mesh | None):
-    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+def _current(mesh: Mesh | AbstractMesh | None):
+    if mesh is None:
+        return nullcontext()
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else use_abstract_mesh(mesh)
 
 
 def _without_prefix(weight: hf.Weight, tensors: dict[str, Entry]) -> hf.Weight:

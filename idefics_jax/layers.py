@@ -144,7 +144,7 @@ def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) ->
 
 
 def run(body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras: Any) -> tuple[Any, tuple]:
-    """`carry, outputs = body(carry, layer, *extra_of_that_layer)` through a pile; the last carry, and each output piled.
+    """`carry, outputs = body(carry, layer, *its_extras)` through a pile: the last carry, and each output piled.
 
     A stacked pile is scanned, so that the compiled program does not grow with depth (for training). A list is looped
     over, so that each layer's weights and caches are buffers of their own (for generation). Extras and outputs come in

@@ -61,9 +61,13 @@ class IdeficsTokenizer:
         Raises:
             ValueError: one that the tokenizer does not have.
         """
-        if missing := [token for token in tokens if token not in self]:
-            raise ValueError(f"The tokenizer has no {missing[0]} token; use the checkpoint's own tokenizer.")
-        return [self.tokenizer.token_to_id(token) for token in tokens]
+        ids = []
+        for token in tokens:
+            id = self.tokenizer.token_to_id(token)
+            if id is None:
+                raise ValueError(f"The tokenizer has no {token} token; use the checkpoint's own tokenizer.")
+            ids.append(id)
+        return ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; special tokens written in it are recognised, none are added."""

@@ -135,10 +135,46 @@ def reference_generate(reference: Any, batch: dict[str, np.ndarray], **kwargs: A
         return reference.generate(**inputs, **kwargs).numpy().astype(np.int32)
 
 
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0.7},
+    {"top_k": 1},
+    {"top_k": 7, "temperature": 1.7},
+    {"top_p": 0.4},
+    {"top_p": 0.9, "top_k": 20},
+    {"min_p": 0.1},
+    {"temperature": 0.5, "top_k": 30, "top_p": 0.95, "min_p": 0.02},
+    {"repetition_penalty": 1.5},
+    {"repetition_penalty": 0.8, "bad_words_ids": [[4], [2], [7, 8], [11, 12, 13]], "min_new_tokens": 3},
+    {"suppress_tokens": [0, 1, 98], "bad_words_ids": [[90, 91, 92, 93, 94, 95]], "top_k": 5},
+]
+ROW_OF_TOKENS = [1, 5, 5, 6, 7, 90, 91, 92, 93, 94, 11, 12]
+
+
+def random_scores(seed: int, rows: int = 3, vocabulary: int = 99) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens so far, some of which begin a bad word, and scores, some of which are equal."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, vocabulary, (rows, len(ROW_OF_TOKENS)), dtype=np.int32)
+    tokens[0], tokens[1] = ROW_OF_TOKENS, np.roll(ROW_OF_TOKENS, 2 + 5 * seed)
+    return tokens, np.round(4 * random.standard_normal((rows, vocabulary)), 1).astype(np.float32)
+
+
+def reference_scores(tokens: np.ndarray, scores: np.ndarray, new_tokens: int, **rules: Any) -> np.ndarray:
+    """What `transformers`' logits processors make of `scores`, `new_tokens` after the prompt."""
+    import torch
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+    tiny = GPT2LMHeadModel(GPT2Config(vocab_size=scores.shape[1], n_embd=4, n_layer=1, n_head=1, n_positions=4))
+    config = GenerationConfig(do_sample=True, **{"top_k": 0, "eos_token_id": EOS, **rules})
+    config._eos_token_tensor = torch.tensor(EOS)
+    config.num_beams = 1
+    processors = tiny._get_logits_processor(config, input_ids_seq_length=tokens.shape[1] - new_tokens, device="cpu")
+    return processors(torch.from_numpy(tokens).long(), torch.from_numpy(scores)).numpy()
+
+
 def record() -> dict[str, np.ndarray]:
     model = random_model(config())
     reference = reference_model(model)
-    return {
+    answers = {
         f"{name} {seed}": reference_generate(
             reference,
             random_prompts(model.config, seed, ROWS),
@@ -150,3 +186,5 @@ def record() -> dict[str, np.ndarray]:
         for name, rules in RULES.items()
         for seed in range(BATCHES)
     }
+    scores = {f"scores {index}": reference_scores(*random_scores(0), 2, **rules) for index, rules in enumerate(SAMPLING)}
+    return answers | scores

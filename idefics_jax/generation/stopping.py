@@ -20,7 +20,8 @@ STATES = 32  # smallest table of stop strings
 def make_stop_table(stop_strings: Sequence[str], tokenizer: Any, vocabulary: int) -> np.ndarray:
     """`[states, v]` int32: the state after a token, or `-1 - state` where the token completes a stop string.
 
-    State 0 is the start. `tokenizer` is a `tokenizers.Tokenizer` with LLaMA's pieces, or a processor that has one.
+    State 0 is the start. `tokenizer` is a `tokenizers.Tokenizer` with LLaMA's pieces, or an object that has one as its
+    `tokenizer`, such as a processor.
 
     Raises:
         ValueError: an empty stop string, or no tokenizer to tell what text the tokens stand for.
@@ -58,7 +59,8 @@ def state_after(table: np.ndarray, tokens: np.ndarray) -> int:
 
 def token_bytes(tokenizer: Any, vocabulary: int) -> list[bytes]:
     """The text that each token adds, as UTF-8: `▁` is a space, `<0x0A>` the byte 10; unknown ids add nothing."""
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    while not hasattr(tokenizer, "get_vocab"):  # a processor has a tokenizer, which has one of `tokenizers`
+        tokenizer = tokenizer.tokenizer
     texts = [b""] * vocabulary
     for piece, token in tokenizer.get_vocab().items():
         if token < vocabulary:

@@ -1,0 +1,360 @@
+"""Images become the reference's pixels, whatever their mode, layout or source; and bad ones give one clear sentence."""
+
+import base64
+import functools
+import http.server
+import io
+import json
+import multiprocessing
+import pickle
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idefics_jax.image_processor import IdeficsImageProcessor
+from idefics_jax.images import is_image_source, load_image
+from tests import record
+from tests.reference_processor import PIXELS_SIZE, VARIANTS, corner, images, write_files
+
+PROCESSOR = IdeficsImageProcessor(image_size=PIXELS_SIZE)
+BASE_CONFIG = {  # of the published checkpoints, as transformers 4.31 wrote it
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_num_channels": 3,
+    "image_processor_type": "IdeficsImageProcessor",
+    "image_size": 224,
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+@functools.cache
+def recorded() -> dict[str, np.ndarray]:
+    arrays = record.load("processor")
+    return dict(zip(arrays["images"].tolist(), arrays["pixels"], strict=True))
+
+
+@pytest.mark.parametrize("name", images())
+@pytest.mark.filterwarnings("ignore:.* holds fractions of 1")
+def test_pixels_are_the_references(name):
+    pixels = PROCESSOR.preprocess(images()[name])
+    assert pixels.shape == (1, PIXELS_SIZE, PIXELS_SIZE, 3)
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels[0], recorded()[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant])
+@pytest.mark.filterwarnings("ignore:.* holds fractions of 1")
+def test_settings_do_what_the_references_do(variant):
+    arguments, names = VARIANTS[variant]
+    processor = IdeficsImageProcessor(**{"image_size": PIXELS_SIZE} | arguments)
+    for name in names:
+        np.testing.assert_allclose(
+            corner(processor.preprocess(images()[name])[0]), recorded()[name + variant], rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_files_and_data_urls_give_the_references_pixels(tmp_path):
+    for path in write_files(tmp_path):
+        url = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        for pixels in PROCESSOR.preprocess([path, str(path), url]):
+            np.testing.assert_allclose(pixels, recorded()[path.name], rtol=0, atol=1e-6, err_msg=path.name)
+
+
+def test_a_file_is_turned_by_its_exif_orientation_and_an_opened_image_is_not(tmp_path):
+    write_files(tmp_path)
+    path = tmp_path / "turned 6.png"
+    from_file, opened = PROCESSOR.preprocess([path, Image.open(path)])
+    upright = Image.open(path).transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(from_file, PROCESSOR.preprocess(upright)[0])
+    assert np.abs(from_file - opened).max() > 0.1
+
+
+def test_many_images_give_what_each_alone_gives():
+    made = [image for name, image in images().items() if "fractions" not in name]
+    together = PROCESSOR.preprocess(made)
+    for image, pixels in zip(made, together, strict=True):
+        np.testing.assert_array_equal(PROCESSOR.preprocess(image)[0], pixels)
+    assert PROCESSOR.preprocess([]).shape == (0, PIXELS_SIZE, PIXELS_SIZE, 3)
+
+
+def test_the_arguments_are_not_changed():
+    made = {name: image for name, image in images().items() if "fractions" not in name}
+    before = {name: np.array(image) for name, image in made.items()}
+    PROCESSOR.preprocess(list(made.values()))
+    for name, image in made.items():
+        np.testing.assert_array_equal(np.array(image), before[name])
+
+
+def test_fractions_of_one_are_warned_of():
+    with pytest.warns(
+        UserWarning, match=r"^Image 0 holds fractions of 1 and is multiplied by rescale_factor all the same"
+    ):
+        PROCESSOR.preprocess(images()["array of fractions"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IdeficsImageProcessor(image_size=PIXELS_SIZE, do_rescale=False).preprocess(images()["array of fractions"])
+
+
+def test_a_grey_array_without_channels_is_the_grey_image():
+    grey = np.asarray(images()["L"])
+    np.testing.assert_array_equal(PROCESSOR.preprocess(grey), PROCESSOR.preprocess(images()["L"]))
+
+
+def test_another_size_than_the_models():
+    assert PROCESSOR.preprocess(images()["RGB"], image_size=5).shape == (1, 5, 5, 3)
+
+
+def test_image_transform_replaces_every_step():
+    picture = images()["RGBA"]
+
+    def first_pixels(image: Image.Image) -> np.ndarray:
+        assert image.mode == "RGB"
+        return np.asarray(image)[:4, :5] / 2.0
+
+    pixels = PROCESSOR.preprocess([picture, picture], image_transform=first_pixels)
+    channels_first = PROCESSOR.preprocess(
+        picture, image_transform=lambda image: np.moveaxis(first_pixels(image), -1, 0)
+    )
+    assert pixels.shape == (2, 4, 5, 3)
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels[:1], channels_first)
+    with pytest.raises(ValueError, match=r"image_transform gave shape \(4, 5\); it must give \[height, width, 3\]"):
+        PROCESSOR.preprocess(picture, image_transform=lambda image: first_pixels(image)[..., 0])
+
+
+def test_workers_of_another_process_can_use_it():
+    picture = images()["RGB"]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pixels = pool.apply(PROCESSOR.preprocess, (picture,))
+    np.testing.assert_array_equal(pixels, PROCESSOR.preprocess(picture))
+    assert pickle.loads(pickle.dumps(PROCESSOR)) == PROCESSOR
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BASE_CONFIG,
+        BASE_CONFIG | {"size": {"height": 224, "width": 224}, "resample": 3, "do_resize": True, "do_pad": None},
+        {"size": {"height": 224, "width": 224}, "do_center_crop": False, "data_format": "channels_first"},
+        {"size": 224, "rescale_factor": 1 / 255, "crop_size": None, "_valid_processor_keys": ["images"]},
+        {},
+    ],
+)
+def test_configurations_of_every_age_are_read(tmp_path, config):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    assert IdeficsImageProcessor.from_pretrained(tmp_path) == IdeficsImageProcessor()
+
+
+def test_configuration_inside_processor_config_is_read(tmp_path):
+    config = {"image_processor": {"size": {"height": 7, "width": 7}}, "processor_class": "IdeficsProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    assert IdeficsImageProcessor.from_pretrained(tmp_path).image_size == 7
+
+
+def test_save_and_load(tmp_path):
+    processor = IdeficsImageProcessor(30, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), 2, False, False, 0.5, False)
+    processor.save_pretrained(tmp_path / "new")
+    assert IdeficsImageProcessor.from_pretrained(tmp_path / "new") == processor
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"do_center_crop": True}, "do_center_crop=True is not implemented"),
+        ({"image_num_channels": 1}, "image_num_channels=1 is not implemented"),
+        ({"do_convert_rgb": False}, "do_convert_rgb=False is not implemented"),
+        ({"do_image_splitting": True}, "do_image_splitting=True is not implemented"),
+        ({"image_size": None, "size": {"shortest_edge": 224}}, "size={'shortest_edge': 224} is not implemented"),
+        ({"image_size": None, "size": {"height": 2, "width": 3}}, "size={'height': 2, 'width': 3} is not implemented"),
+        ({"image_size": 0}, "image_size=0 must be a positive integer"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\] must have 3 values"),
+        ({"resample": 9}, "resample=9 is not one of Pillow's filters"),
+    ],
+)
+def test_a_configuration_that_is_not_implemented_is_named(change, message):
+    with pytest.raises(ValueError, match=f"^The image processor's {message}"):
+        IdeficsImageProcessor.from_dict(BASE_CONFIG | change)
+
+
+def test_a_configuration_that_is_missing_or_broken_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json, which says how images"):
+        IdeficsImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is not valid JSON"):
+        IdeficsImageProcessor.from_pretrained(tmp_path)
+
+
+# Bad images
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def message(image, error: type[Exception] = ValueError) -> str:
+    """The one line of the error that reading `image` gives."""
+    with pytest.raises(error) as caught:
+        PROCESSOR.preprocess(image)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    assert message(tmp_path / "no.png", FileNotFoundError).endswith("no.png does not exist.")
+    assert message("no-such.png", FileNotFoundError) == "The image file no-such.png does not exist."
+    assert message(tmp_path, OSError).endswith("cannot be read: Is a directory.")
+
+
+def test_not_an_image(tmp_path):
+    (tmp_path / "notes.jpg").write_text("just words")
+    assert message(tmp_path / "notes.jpg").endswith("notes.jpg is not an image that Pillow can read (10 bytes).")
+    (tmp_path / "empty.png").touch()
+    assert message(tmp_path / "empty.png").endswith("empty.png is not an image that Pillow can read (0 bytes).")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_truncated_files(photo, tmp_path, format):
+    whole = io.BytesIO()
+    Image.open(photo).save(whole, format)
+    cut = tmp_path / "cut"
+    for kept in (0.3, 0.6, 0.9):
+        cut.write_bytes(whole.getvalue()[: int(kept * len(whole.getvalue()))])
+        assert "cut is " in message(cut)
+        try:
+            opened = Image.open(cut)
+        except OSError:
+            continue
+        assert "cut is truncated or damaged (" in message(opened)
+
+
+def test_truncated_jpeg_says_how_much_there_is(photo):
+    photo.write_bytes(photo.read_bytes()[:3000])
+    assert message(photo).startswith(f"{photo} is truncated or damaged (3,000 bytes: ")
+    assert message(photo).endswith("; replace it.")
+
+
+def test_decompression_bomb(photo, monkeypatch):
+    for limit in (4000, 1000):  # Pillow warns of the first, refuses the second
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for filters in ("ignore", "error"):
+            with warnings.catch_warnings():
+                warnings.simplefilter(filters)
+                assert message(photo).startswith(f"{photo} is too large to be read safely (")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert PROCESSOR.preprocess(photo).shape == (1, PIXELS_SIZE, PIXELS_SIZE, 3)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 7, 2), (2, 5, 7), (1, 5, 7, 3), (0, 4, 3), (4, 0)])
+def test_arrays_of_a_wrong_shape(shape):
+    text = message(np.zeros(shape, np.uint8))
+    assert text.startswith(f"Image 0 is an array of shape {shape}; an image is [height, width, channels] or ")
+
+
+@pytest.mark.parametrize("value", [-1.0, 255.5, 1.5, 300, np.nan, np.inf])
+def test_arrays_of_wrong_values(value):
+    array = np.full((2, 2, 3), 0.5 if value == 1.5 else 7.0)
+    array[0, 0, 0] = value
+    assert message(array).startswith("Image 0 is an array of values from ")
+    rgba = np.full((2, 2, 4), 2.5)
+    assert message(rgba) == "Image 0 is an RGBA array of floats outside [0, 1] (2.5 to 2.5)."
+
+
+def test_images_that_end_up_with_different_sizes():
+    processor = IdeficsImageProcessor(do_resize=False)
+    with pytest.raises(ValueError, match=r"^The images end up with different sizes \(1 x 1, 2 x 4\); resize them"):
+        processor.preprocess([np.zeros((1, 1, 3), np.uint8), np.zeros((2, 4, 3), np.uint8)])
+
+
+def test_urls_that_are_not_read():
+    assert message("gs://bucket/a.png").startswith("gs://bucket/a.png is not read: use an http(s) or data: URL")
+    assert message("data:image/png;base64,@@@@").startswith("data:image/png;base64,@@@@ is not a base64 data URL")
+    assert message("data:image/png,rawbytes").endswith("is not a base64 data URL: it is not marked ;base64.")
+    long = "data:image/png;base64," + "QUJD" * 999
+    assert message(long) == (
+        "data:image/png;base64,QUJDQUJDQUJDQUJDQU... (4,018 characters) is not an image that Pillow can read "
+        "(2,997 bytes)."
+    )
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/slow":
+            self.server.stop.wait(5)
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.end_headers()
+        if self.path == "/photo":
+            self.wfile.write(self.server.photo)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(photo):
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+    server.photo, server.stop = photo.read_bytes(), threading.Event()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://localhost:{server.server_port}"
+    server.stop.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_http_urls(server, photo):
+    np.testing.assert_array_equal(PROCESSOR.preprocess(f"{server}/photo"), PROCESSOR.preprocess(photo))
+    assert message(f"{server}/missing", OSError) == f"{server}/missing answered 404 Not Found instead of an image."
+    assert message(f"{server}/empty") == f"{server}/empty is not an image that Pillow can read (0 bytes)."
+    with pytest.raises(OSError, match=r"/slow could not be read within 0\.2 seconds: timed out\.$"):
+        load_image(f"{server}/slow", timeout=0.2)
+
+
+def test_unreachable_url():
+    assert "http://localhost:9/a.png could not be read within 10 seconds: " in message(
+        "http://localhost:9/a.png", OSError
+    )
+
+
+def test_which_strings_are_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "my photo.PNG", "notes", "a line\nb.jpg"):
+        Path(name).touch()
+    sources = ["http://a.b/c", "HTTPS://a.b/c.jpg", "s3://bucket/key", "data:image/png;base64,AAAA", "photo.jpg"]
+    sources += ["my photo.PNG", str(tmp_path / "photo.jpg"), "typo.webp"]
+    assert [text for text in sources if not is_image_source(text)] == []
+    texts = [
+        "notes",
+        "User:",
+        "a line\nb.jpg",
+        "see photo.jpg",
+        "http://a.b and more",
+        "no photo.jpg here",
+        "1://2",
+        "",
+    ]
+    texts += ["http://", "data:text/plain,hello", "e.g.", ".jpg"]
+    assert [text for text in texts if is_image_source(text)] == []
+
+
+@pytest.mark.torch
+def test_photographs_live(tmp_path):
+    """Real photographs at the real size, as transformers' Pillow image processor prepares them."""
+    pytest.importorskip("torch")
+    from skimage import data
+    from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+
+    photos = [Image.fromarray(image()) for image in (data.astronaut, data.chelsea, data.coffee, data.camera, data.page)]
+    for number, image in enumerate(photos):
+        image.save(tmp_path / f"{number}.jpg", quality=80)
+    sources = photos + [str(tmp_path / f"{number}.jpg") for number in range(len(photos))]
+    theirs = IdeficsImageProcessorPil().preprocess(sources, return_tensors="np")
+    ours = IdeficsImageProcessor().preprocess(sources)
+    np.testing.assert_allclose(ours, np.moveaxis(np.stack(theirs), 1, -1), rtol=0, atol=1e-6)
