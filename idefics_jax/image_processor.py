@@ -194,7 +194,7 @@ def _to_pillow(image: Image.Image | str | Path, name: str) -> Image.Image:
     """An RGB Pillow image; `name` is what errors call one that came without a file name."""
     if isinstance(image, Image.Image):
         return to_rgb(image, short_name(getattr(image, "filename", "") or name))
-    return load_image(image)
+    return to_rgb(load_image(image))  # again, as in the reference: a key colour outlives the first conversion
 
 
 def _transform(image_transform: Callable[[Image.Image], Any], image: ImageInput, name: str) -> np.ndarray:

@@ -89,6 +89,7 @@ def read_bytes(source: str | Path, name: str, timeout: float) -> bytes:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             content = answer.read(MAX_DOWNLOAD + 1)
     except urllib.error.HTTPError as error:
+        error.close()
         raise OSError(f"{name} answered {error.code} {error.reason} instead of an image.") from error
     except (OSError, http.client.HTTPException, UnicodeError, ValueError) as error:
         reason = getattr(error, "reason", error)
@@ -131,13 +132,14 @@ def array_to_rgb(array: np.ndarray, name: str = "The image") -> np.ndarray:
     Raises:
         ValueError: another shape, or no pixels; alpha of floats outside [0, 1].
     """
+    shape = array.shape
     if array.ndim == 2:
         array = array[..., None]
     elif array.ndim == 3 and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
-            f"{name} is an array of shape {array.shape}; an image is [height, width, channels] or [channels, height, "
+            f"{name} is an array of shape {shape}; an image is [height, width, channels] or [channels, height, "
             "width] with 1, 3 or 4 channels, or [height, width]."
         )
     if array.shape[-1] == 1:

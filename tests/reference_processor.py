@@ -117,7 +117,7 @@ def images() -> dict[str, Image.Image | np.ndarray]:
         "array of whole floats": rgb.astype(np.float32),
         "array of fractions": (rgb / 255).astype(np.float64),
         "array of fractions, RGBA": np.moveaxis((noise / 255).astype(np.float32), -1, 0),
-        "array of half floats": (rgb / 255).astype(np.float16),
+        "array of fractions, half": (rgb / 255).astype(np.float16),
     }  # fmt: skip
 
 
