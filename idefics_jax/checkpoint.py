@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, use_abstract_mesh
 from jaxtyping import Array
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from idefics_jax import hf
@@ -126,15 +126,21 @@ class Pretrained(nnx.Module):
         Args:
             directory: made if need be; its files appear, or replace older ones, once all are written.
             max_shard_size: bytes per file.
+
+        Raises:
+            OSError: the disk is full, or the directory cannot be written; an older checkpoint in it is as it was.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
-            written = _write(self, self.config, Path(temporary), max_shard_size)
+            try:
+                written = _write(self, self.config, Path(temporary), max_shard_size)
+            except (OSError, SafetensorError) as error:
+                raise OSError(f"{directory} could not be written: {error}; nothing in it was changed.") from error
             for old in directory.glob("model*.safetensors*"):
                 old.unlink()
             for file in written:
-                shutil.move(Path(temporary) / file, directory / file)
+                (Path(temporary) / file).replace(directory / file)
 
 
 def compute_dtype(checkpoint: str, asked: Any) -> str:
@@ -174,11 +180,11 @@ def _check(
     optional = () if whole and not config.tie_word_embeddings else ("lm_head.",)
     unknown = [n for n in tensors if n not in wanted and not hf.STRAY.search(n) and not n.startswith(optional)]
     missing = [name for name in wanted if name not in tensors]
-    for kind, names in (("lacks", missing), ("has unknown", unknown)):
+    for finding, names in (("Missing from", missing), ("Unknown in", unknown)):
         if names:
             raise ValueError(
-                f"{directory} {kind} {len(names)} tensor{'s'[: len(names) != 1]}: {', '.join(sorted(names)[:5])}"
-                f"{', ...' if len(names) > 5 else ''}; its config.json and weights do not belong together."
+                f"{finding} {directory}: {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''} "
+                f"({len(names)} tensors in all); its config.json and weights do not belong together."
             )
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
