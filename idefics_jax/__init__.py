@@ -1,15 +1,48 @@
-"""IDEFICS in JAX/Flax, for training and inference on TPU pods and GPU meshes."""
+"""IDEFICS in JAX/Flax, for training and inference on TPU pods and GPU meshes.
 
-from idefics_jax.config import IdeficsConfig, IdeficsPerceiverConfig, IdeficsVisionConfig
-from idefics_jax.model import IdeficsForVisionText2Text, IdeficsModel, IdeficsOutput
-from idefics_jax.sharding import make_mesh
+The names below are imported when they are first used: the processor then works, in data workers too, without JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from idefics_jax.config import IdeficsConfig, IdeficsPerceiverConfig, IdeficsVisionConfig
+    from idefics_jax.image_processor import IdeficsImageProcessor
+    from idefics_jax.model import IdeficsForVisionText2Text, IdeficsModel, IdeficsOutput
+    from idefics_jax.processor import IdeficsProcessor
+    from idefics_jax.sharding import make_mesh
 
 __all__ = [
     "IdeficsConfig",
     "IdeficsForVisionText2Text",
+    "IdeficsImageProcessor",
     "IdeficsModel",
     "IdeficsOutput",
     "IdeficsPerceiverConfig",
+    "IdeficsProcessor",
     "IdeficsVisionConfig",
     "make_mesh",
 ]
+
+_MODULES = {
+    "IdeficsConfig": "config",
+    "IdeficsForVisionText2Text": "model",
+    "IdeficsImageProcessor": "image_processor",
+    "IdeficsModel": "model",
+    "IdeficsOutput": "model",
+    "IdeficsPerceiverConfig": "config",
+    "IdeficsProcessor": "processor",
+    "IdeficsVisionConfig": "config",
+    "make_mesh": "sharding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -3,7 +3,7 @@
     python -m tests.make_checkpoint tiny-model                     with the library's own dependencies alone
     python -m tests.make_checkpoint tiny-model --transformers      the same weights, by transformers' save_pretrained
 
-Every kind of tensor and every file is there, sharded and in bfloat16; only the sizes and the vocabulary are scaled down.
+Every kind of tensor and every file is there, sharded and in bfloat16; only sizes and vocabulary are scaled down.
 """
 
 import argparse

@@ -1,0 +1,47 @@
+"""The `idefics-jax` command. JAX is imported only once there is something to compute, so that `--help` is instant."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from idefics_jax.cli.arguments import make_parser
+
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a program ended by SIGINT or SIGPIPE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (default: the process's) and returns its exit status.
+
+    Answers alone go to standard output. What goes wrong is one sentence on standard error and status 1, with a
+    traceback before it where the environment has IDEFICS_JAX_DEBUG.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        if options.command == "generate":
+            from idefics_jax.cli.generate import run
+        else:
+            from idefics_jax.cli.chat import run
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the answer has gone; nor can Python's own flush at exit write any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        if os.environ.get("IDEFICS_JAX_DEBUG"):
+            raise
+        print(f"idefics-jax: {describe(error)}", file=sys.stderr)
+        return 1
+
+
+def describe(error: Exception) -> str:
+    """One sentence for a person."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read: {error.strerror}."
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+        return f"The memory is too small for the model and this prompt ({text}); --dtype bfloat16 takes the least."
+    return text

@@ -1,0 +1,140 @@
+"""`idefics-jax chat`: a conversation about images in a terminal, or from a pipe."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from idefics_jax.cli.answer import Printer
+from idefics_jax.cli.arguments import CHAT_COMMANDS
+from idefics_jax.cli.loading import choosing, load_model, note
+from idefics_jax.generation.context import Context
+from idefics_jax.images import image_source, load_image
+from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.progress import activity
+from idefics_jax.prompts import IMAGE_TOKEN, Text
+
+
+class Conversation:
+    """What was said so far, as the model has it: no turn and no image is read twice.
+
+    Raises:
+        ValueError: the checkpoint is not an instruct one.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.processor = IdeficsProcessor.from_pretrained(options.model)
+        if not self.processor.end_of_utterance:
+            raise ValueError(f"{options.model} was not trained to converse; chat needs an instruct checkpoint.")
+        self.model = load_model(options.model, options.dtype)
+        self.rules = choosing(options, self.processor, self.model.config)
+        self.images: list[Image.Image] = []  # for the next message
+        self.context: Context | None = None
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.images, self.context = [], None
+
+    def attach(self, path: str) -> None:
+        """Reads an image for the next message."""
+        image = load_image(image_source(str(Path(path).expanduser()) if "://" not in path else path))
+        self.images.append(image)
+        note(f"{path}: {image.width} x {image.height} pixels, for the next message.")
+
+    def ask(self, text: str) -> None:
+        """Prints the answer to a message. Where that fails, the conversation is as before."""
+        inputs = self.turn(text)
+        with activity("Reading", visible=sys.stderr.isatty()) as stop_activity:
+            output = self.model.generate(
+                **inputs,
+                **self.rules,
+                cache=self.context,
+                streamer=Printer(self.processor.tokenizer, self.rules["stop_strings"], stop_activity),
+                return_dict_in_generate=True,
+            )
+        self.images, self.context = [], output.cache
+
+    def turn(self, text: str) -> dict[str, np.ndarray]:
+        """The model's inputs for a message and its images: with what ends the last answer, without what was read."""
+        message = {"role": "user", "content": _parts(text, self.images)}
+        prompt: Any = self.processor.apply_chat_template([message], add_generation_prompt=True)
+        if self.context is None:
+            return self.processor([prompt])
+        (end,) = self.processor.tokenizer.convert_tokens_to_ids([self.processor.end_of_utterance])
+        ended = self.context.conversations[0][-1] == end
+        prompt[0] = Text(("" if ended else self.processor.end_of_utterance) + "\n" + prompt[0])
+        inputs = self.processor([prompt])
+        # The first token begins a text, and this is in the middle of one. What follows is tokenised as it would be
+        # there, since a special token precedes it in either place.
+        return {name: array if name == "pixel_values" else array[:, 1:] for name, array in inputs.items()}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answers until the input ends. A mistake in a message is told, and the conversation goes on.
+
+    Returns:
+        1 if there was a mistake and no one at a terminal to see it, else 0.
+    """
+    conversation = Conversation(options)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        note("Type a message; /help lists the commands.")
+    failed = False
+    for line in _lines(interactive):
+        command, _, argument = line.partition(" ")
+        try:
+            if command == "/quit":
+                break
+            if command == "/help":
+                note(CHAT_COMMANDS.rstrip())
+            elif command == "/reset":
+                conversation.reset()
+            elif command == "/image":
+                conversation.attach(argument.strip().strip("'\""))
+            elif command.startswith("/"):
+                raise ValueError(f"There is no command {command}; /help lists them.")
+            elif line:
+                conversation.ask(line)
+        except (OSError, ValueError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            note(f"idefics-jax: {error}")
+            failed = True
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            note("\nInterrupted; the message and its answer are forgotten.")
+    return int(failed and not interactive)
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """The lines of the input, with editing and a history where someone types them."""
+    if not interactive:
+        yield from (line.strip() for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):  # Windows has its own
+        import readline  # noqa: F401 - gives input() its editing
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            note("")
+            return
+
+
+def _parts(text: str, images: list[Image.Image]) -> list[dict[str, Any]]:
+    """A message's content: images where they are marked in the text, otherwise before it."""
+    texts = text.split(IMAGE_TOKEN)
+    if len(texts) == 1:
+        texts = [""] * len(images) + texts
+    if len(texts) - 1 != len(images):
+        raise ValueError(f"The message has {len(texts) - 1} {IMAGE_TOKEN} marks, and {len(images)} images go with it.")
+    parts: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
+    for image, text in zip(images, texts[1:], strict=True):
+        parts += [{"type": "image", "image": image}, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]

@@ -1,0 +1,99 @@
+"""`idefics-jax generate`: one prompt, answered."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from idefics_jax.cli.answer import AnswerText, Printer
+from idefics_jax.cli.loading import choosing, load_model
+from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.progress import activity
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the answers; the prompt is read before the model, so that a mistake in it shows at once.
+
+    Raises:
+        ValueError, OSError: one sentence on what is wrong.
+    """
+    _check(options)
+    processor = IdeficsProcessor.from_pretrained(options.model)
+    inputs = read_prompt(options, processor)
+    model = load_model(options.model, options.dtype)
+    rules = choosing(options, processor, model.config)
+    with activity("Generating", visible=sys.stderr.isatty()) as stop_activity:
+        streamer = Printer(processor.tokenizer, options.stop, stop_activity) if options.stream else None
+        output = model.generate(
+            **inputs,
+            **rules,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            num_return_sequences=options.num_return_sequences,
+            streamer=streamer,
+            return_dict_in_generate=True,
+        )
+    if options.stream:
+        return 0
+    answers = [
+        make_answer(processor, inputs["input_ids"][0], row, rules["eos_token_id"], options) for row in output.sequences
+    ]
+    if options.json:
+        if output.sequences_scores is not None:
+            answers = [
+                answer | {"score": float(score)} for answer, score in zip(answers, output.sequences_scores, strict=True)
+            ]
+        prompt = {"tokens": inputs["input_ids"][0].tolist(), "images": int(inputs["image_attention_mask"].any(1).sum())}
+        print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
+    else:
+        print("\n\n".join(answer["text"] for answer in answers))
+    return 0
+
+
+def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dict[str, np.ndarray]:
+    """The model's inputs for `--prompt` and `--image`, or for `--messages`."""
+    if options.messages is None:
+        text = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
+        return processor(text, images=options.image)
+    name = "Standard input" if options.messages == "-" else options.messages
+    try:
+        content = sys.stdin.read() if options.messages == "-" else Path(options.messages).read_text(encoding="utf-8")
+        messages = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}.") from error
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f'{name} must be a list of messages, such as [{{"role": "user", "content": "Hello."}}].')
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor([prompt])
+
+
+def make_answer(
+    processor: IdeficsProcessor, prompt: np.ndarray, row: np.ndarray, eos: list[int], options: argparse.Namespace
+) -> dict[str, Any]:
+    """One answer of `--json`: its text, its tokens, and whether it ended by itself ("stop") or not ("length")."""
+    tokens = row[len(prompt) :].tolist()
+    finished = len(tokens) < options.max_new_tokens
+    while tokens and tokens[-1] == processor.tokenizer.pad_token_id:  # follows the end of the shorter ones
+        tokens.pop()
+    text = AnswerText(processor.tokenizer, prompt, options.stop)
+    content = "".join([text.put(token) for token in tokens]) + text.end()
+    finished |= text.stopped or (bool(tokens) and tokens[-1] in eos)
+    return {"text": content, "tokens": tokens, "finish_reason": "stop" if finished else "length"}
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What `generate` would refuse too, but only once the model is loaded, and in Python's words."""
+    several = options.num_return_sequences > 1
+    draws = any(getattr(options, name) is not None for name in ("temperature", "top_k", "top_p", "min_p"))
+    draws &= options.temperature != 0
+    if options.messages is not None and options.image:
+        raise ValueError("--image goes with --prompt; name the images of --messages in the messages.")
+    if options.num_beams > 1 and draws:
+        raise ValueError("--num-beams takes the likeliest tokens; leave it out, or --temperature and the like.")
+    if options.stream and (several or options.num_beams > 1):
+        raise ValueError("--stream prints one answer as it is made; leave out --num-beams and --num-return-sequences.")
+    if several and not draws and options.num_beams == 1:
+        raise ValueError("Without drawing there is one answer; add --temperature or --num-beams.")

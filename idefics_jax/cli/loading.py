@@ -1,0 +1,74 @@
+"""What both commands need before they can answer: the model, the cache of compiled programs, the rules of choosing."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from idefics_jax.config import IdeficsConfig
+from idefics_jax.processor import IdeficsProcessor
+
+
+def cache_directory() -> Path:
+    """Where this user's programs keep what they can make again: `idefics-jax` in the platform's own place."""
+    home = Path.home()
+    if sys.platform == "win32":
+        parent = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        parent = home / "Library" / "Caches"
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return parent / "idefics-jax"
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache; what the user set in JAX's own variables stays."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def load_model(path: str, dtype: str | None) -> Any:
+    """The model at `path`, computing in `dtype` or in what suits the checkpoint and the device."""
+    import jax
+
+    from idefics_jax.model import IdeficsForVisionText2Text
+
+    keep_compiled_programs()
+    if dtype is None and jax.default_backend() == "cpu":
+        dtype = "float32"
+        if IdeficsConfig.from_pretrained(path).dtype != dtype:
+            note("Computing in float32, since bfloat16 is slow on a CPU; --dtype bfloat16 takes half the memory.")
+    return IdeficsForVisionText2Text.from_pretrained(path, dtype=dtype or "auto", progress=sys.stderr.isatty())
+
+
+def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: IdeficsConfig) -> dict[str, Any]:
+    """The arguments of `generate` that say how tokens are chosen and what ends an answer."""
+    draws = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    draws = {name: value for name, value in draws.items() if value is not None}
+    do_sample = bool(draws) and options.temperature != 0
+    tokenizer = processor.tokenizer
+    eos = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    ends = [processor.end_of_utterance] if processor.end_of_utterance else []
+    return {
+        "do_sample": do_sample,
+        **(draws if do_sample else {}),
+        "seed": options.seed,
+        "repetition_penalty": options.repetition_penalty,
+        "max_new_tokens": options.max_new_tokens,
+        "min_new_tokens": options.min_new_tokens,
+        "bad_words_ids": [tokenizer.encode(word) for word in options.bad_word],
+        "suppress_tokens": [processor.fake_token_id, processor.image_token_id],
+        "eos_token_id": [*eos, *tokenizer.convert_tokens_to_ids(ends)],
+        "stop_strings": options.stop,
+        "tokenizer": processor,
+    }
+
+
+def note(text: str) -> None:
+    """A remark beside the answers."""
+    print(text, file=sys.stderr)
