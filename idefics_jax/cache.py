@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, spec
 
-KeyValue = tuple[Float[Array, "*layers b n s h"], Float[Array, "*layers b n s h"]]
+KeyValue = tuple[Float[Array, "b n s h"], Float[Array, "b n s h"]]
+ImageKeyValue = tuple[Float[Array, "prompts n s h"], Float[Array, "prompts n s h"]]
 
 
 class Cache(NamedTuple):
@@ -28,19 +29,17 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
-def empty_self_attention(
-    groups: int, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype: Any, stacked: bool
-) -> Any:
-    """Buffers for `groups x layers` layers in the form that the decoder's own layers have."""
+def empty_buffers(piles: tuple[int, ...], shape: tuple[int, int, int, int], dtype: Any, stacked: bool) -> Any:
+    """Zeros for the keys and values of as many layers as `piles` says, in the form that the decoder's own layers have.
 
-    def buffer():
-        shape = (groups, layers) if stacked else ()
-        zeros = jnp.zeros((*shape, batch, heads, slots, head_dim), dtype)
-        return constrain(zeros, *[None] * len(shape), "batch", "heads")
-
-    if stacked:
-        return buffer(), buffer()
-    return tuple(tuple((buffer(), buffer()) for _ in range(layers)) for _ in range(groups))
+    Args:
+        piles: `(groups, layers)`, or `(groups,)` for cross-attention.
+        shape: `[b, n, s, h]`, of each.
+    """
+    if piles and not stacked:
+        return tuple(empty_buffers(piles[1:], shape, dtype, stacked) for _ in range(piles[0]))
+    layout = (*[None] * len(piles), "batch", "heads", None, None)
+    return tuple(constrain(jnp.zeros((*piles, *shape), dtype), *layout) for _ in ("key", "value"))
 
 
 def write(
@@ -52,3 +51,19 @@ def write(
         return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=2)
 
     return update(cache[0], key), update(cache[1], value)
+
+
+def take_rows(cache: Cache, row: Int[Array, "r"]) -> Cache:
+    """The cache whose row `r` is row `row[r]` of this one; the images' keys and values stay as they are."""
+
+    def take(x: Array) -> Array:
+        layers = [None] * (x.ndim - 4)
+        return _at(x, (*[slice(None)] * len(layers), row), *layers, "batch", "heads", None, None)
+
+    return cache._replace(
+        self_attention=jax.tree.map(take, cache.self_attention), valid=_at(cache.valid, (row,), "batch", None)
+    )
+
+
+def _at(x: Array, index: tuple, *logical_axes: str | None) -> Array:
+    return x.at[index].get(mode="promise_in_bounds", out_sharding=spec(*logical_axes))

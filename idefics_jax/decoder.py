@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.attention import attention, attention_weights
-from idefics_jax.cache import Cache, KeyValue, write
+from idefics_jax.cache import Cache, ImageKeyValue, KeyValue, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.layers import (
     GatedMLP,
@@ -91,13 +91,15 @@ class CrossAttention(nnx.Module):
         self.q_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
         self.k_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
 
-    def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
+    def keys_values(self, image_states: Float[Array, "b s e"]) -> ImageKeyValue:
         """What queries meet of the images: the same for every token, so computed once per prompt."""
         key, value = self.k(image_states), self.v(image_states)
         key = key if self.k_norm is None else self.k_norm(key)
         return key.swapaxes(1, 2), value.swapaxes(1, 2)
 
-    def __call__(self, x: Float[Array, "b t d"], images: KeyValue, mask: Bool[Array, "b t s"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], images: ImageKeyValue, mask: Bool[Array, "b t s"]
+    ) -> Float[Array, "b t d"]:
         query = self.q(x)
         query = query if self.q_norm is None else self.q_norm(query)
         key, value = images
@@ -130,7 +132,7 @@ class GatedCrossAttentionLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        images: KeyValue,
+        images: ImageKeyValue,
         mask: Bool[Array, "b t s"],
         sees_image: Bool[Array, "b t"],
     ) -> Float[Array, "b t d"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from idefics_jax.cache import Cache, empty_self_attention
+from idefics_jax.cache import Cache, empty_buffers
 from idefics_jax.checkpoint import Pretrained
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.decoder import Decoder
@@ -97,25 +97,15 @@ class IdeficsModel(Pretrained):
             flat = self.resampler(flat)
         return reshape(flat, (batch, images, *flat.shape[1:]), "batch")
 
-    def init_cache(self, image_hidden_states: Float[Array, "b i s e"], slots: int) -> Cache:
-        """A cache for `slots` tokens per row, none read yet, that has the images' keys and values."""
+    def init_cache(self, batch: int, slots: int, image_slots: int) -> Cache:
+        """A cache for `slots` tokens and `image_slots` patches (or latents) of images per row, none of them read."""
         config = self.config
-        batch, images, patches, embed = image_hidden_states.shape
-        self_attention = empty_self_attention(
-            config.num_hidden_layers // config.cross_layer_interval,
-            config.cross_layer_interval,
-            batch,
-            config.num_attention_heads,
-            slots,
-            config.hidden_size // config.num_attention_heads,
-            self.dtype,
-            stacked=not isinstance(self.decoder.groups, nnx.List),
-        )
+        heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        piles = config.num_hidden_layers // config.cross_layer_interval, config.cross_layer_interval
+        stacked = not isinstance(self.decoder.groups, nnx.List)
         return Cache(
-            self_attention=self_attention,
-            cross_attention=self.decoder.image_keys_values(
-                reshape(image_hidden_states.astype(self.dtype), (batch, images * patches, embed), "batch")
-            ),
+            self_attention=empty_buffers(piles, (batch, heads, slots, head_dim), self.dtype, stacked),
+            cross_attention=empty_buffers(piles[:1], (batch, heads, image_slots, head_dim), self.dtype, stacked),
             valid=constrain(jnp.zeros((batch, slots), bool), "batch"),
             length=jnp.int32(0),
         )
@@ -138,6 +128,7 @@ class IdeficsModel(Pretrained):
         Returns:
             The tokens' last hidden states, and the cache that has them.
         """
+        valid, image_attends = constrain(valid, "batch"), constrain(image_attends, "batch")
         read = jnp.sum(cache.valid, axis=-1, keepdims=True)
         positions = jnp.where(valid, count_positions(valid) + read, 1)
         slots = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, 1)

@@ -6,6 +6,7 @@ Without a mesh, the functions here change nothing, so the same model code runs o
 """
 
 import contextlib
+import math
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh, reshard
@@ -44,6 +45,14 @@ def spec(*logical_axes: str | None) -> PartitionSpec | None:
     if get_abstract_mesh().empty:
         return None
     return PartitionSpec(*(LOGICAL_AXES.get(axis) if axis else None for axis in logical_axes))
+
+
+def shards(logical_axis: str) -> int:
+    """Into how many pieces the current mesh splits a logical axis; 1 where there is no mesh."""
+    mesh, axes = get_abstract_mesh(), LOGICAL_AXES[logical_axis]
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes))
 
 
 def constrain(x: Array, *logical_axes: str | None) -> Array:

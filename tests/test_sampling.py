@@ -1,8 +1,9 @@
-"""Sampling rules and stop strings, each against `transformers`' own and against plain words."""
+"""Sampling rules, stop strings and buckets, each against `transformers`' own and against plain words."""
 
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -43,8 +44,8 @@ def our_scores(tokens, scores, new_tokens, **rules):
 
 @pytest.mark.parametrize("index", range(len(SAMPLING)), ids=[str(rules) for rules in SAMPLING])
 def test_scores_are_transformers(index):
-    recorded = record.load("generation")[f"scores {index}"]
-    np.testing.assert_allclose(our_scores(*random_scores(0), 2, **SAMPLING[index]), recorded, rtol=1e-6)
+    recorded, rules = record.load("generation")[f"scores {index}"], SAMPLING[index]
+    np.testing.assert_allclose(our_scores(*random_scores(0, rules), 2, **rules), recorded, rtol=1e-6)
 
 
 @pytest.mark.torch
@@ -52,32 +53,38 @@ def test_scores_are_transformers(index):
 def test_scores_are_transformers_live(rules):
     pytest.importorskip("torch")
     for seed, new_tokens in itertools.product(range(8), (0, 2, 3)):
-        tokens, scores = random_scores(seed)
+        tokens, scores = random_scores(seed, rules)
         expected = reference_scores(tokens, scores, new_tokens, **rules)
         np.testing.assert_allclose(our_scores(tokens, scores, new_tokens, **rules), expected, rtol=1e-6)
 
 
 def test_settings_share_one_program():
-    tokens, scores = random_scores(0)
+    tokens, scores = random_scores(0, {})
     before = processed._cache_size()
     for rules in SAMPLING:
         our_scores(tokens, scores, 1, **rules)
-    assert processed._cache_size() - before <= 4  # by the number and length of bad words, of which there are none or few
+    assert (
+        processed._cache_size() - before <= 4
+    )  # by the number and length of bad words, of which there are none or few
+
+
+def drawn(scores, step, seed):
+    return np.asarray(jax.jit(draw)(scores, np.int32(step), np.uint32(seed)))
 
 
 def test_draws_follow_the_probabilities():
     scores = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-    tokens = np.asarray(jax.jit(draw)(np.tile(scores, (20_000, 1)), np.int32(3), np.uint32(5)))
+    tokens = drawn(np.tile(scores, (20_000, 1)), 3, 5)
     np.testing.assert_allclose(np.bincount(tokens, minlength=4) / len(tokens), np.exp(scores), atol=0.01)
 
 
 def test_a_draw_depends_on_seed_step_and_row_but_not_on_other_rows():
     scores = np.zeros((8, 1000), np.float32)
-    tokens = np.asarray(draw(scores, np.int32(0), np.uint32(1)))
-    np.testing.assert_array_equal(tokens[:3], draw(scores[:3], np.int32(0), np.uint32(1)))
+    tokens = drawn(scores, 0, 1)
+    np.testing.assert_array_equal(tokens[:3], drawn(scores[:3], 0, 1))
     assert len(set(tokens.tolist())) == 8
-    assert not np.array_equal(tokens, draw(scores, np.int32(1), np.uint32(1)))
-    assert not np.array_equal(tokens, draw(scores, np.int32(0), np.uint32(2)))
+    assert not np.array_equal(tokens, drawn(scores, 1, 1))
+    assert not np.array_equal(tokens, drawn(scores, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -110,11 +117,13 @@ STOPS = ["User:", "\n", "<end_of_utterance>", "es a", " the", "aab", "é!"]
 
 def completed(table, tokens):
     """Which of the tokens completes a stop string."""
-    state, hits = np.int32(0), []
-    for token in tokens:
-        state, hit = advance(table, state, np.int32(token))
-        hits.append(bool(hit))
-    return hits
+    padded = np.pad(tokens, (0, 128 - len(tokens)))
+    return np.asarray(_completed(table, padded)).tolist()[: len(tokens)]
+
+
+@jax.jit
+def _completed(table, tokens):
+    return jax.lax.scan(lambda state, token: advance(table, state, token), jnp.int32(0), tokens)[1]
 
 
 def random_texts(tokenizer, count):
@@ -141,10 +150,13 @@ def test_stop_strings_are_found_at_the_token_that_completes_them(tokenizer):
 
 
 def test_token_texts_are_what_decoding_gives(tokenizer):
-    texts = token_bytes(tokenizer, VOCAB_SIZE + 5)
-    for tokens in random_texts(tokenizer, 40):
+    texts, compared = token_bytes(tokenizer, VOCAB_SIZE + 5), 0
+    for tokens in random_texts(tokenizer, 60):
         decoded = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
-        assert b"".join(texts[token] for token in tokens).decode(errors="replace").removeprefix(" ") == decoded
+        if "\N{REPLACEMENT CHARACTER}" not in decoded:  # not where random bytes are no text
+            compared += 1
+            assert b"".join(texts[token] for token in tokens).decode().removeprefix(" ") == decoded
+    assert compared > 10
     assert texts[IMAGE_TOKEN_ID] == b"<image>"
     assert texts[3 + 10] == b"\n"
     assert texts[VOCAB_SIZE + 4] == b""
@@ -152,10 +164,10 @@ def test_token_texts_are_what_decoding_gives(tokenizer):
 
 def test_a_stop_string_may_begin_in_the_prompt(tokenizer):
     table = make_stop_table(["User:"], tokenizer, VOCAB_SIZE + 3)
-    tokens = np.array(tokenizer.encode("and then User:", add_special_tokens=False).ids)
+    tokens = np.array([*tokenizer.encode("and then User", add_special_tokens=False).ids, tokenizer.token_to_id(":")])
     state = state_after(table, tokens[:-1])
     assert state > 0
-    assert advance(table, np.int32(state), tokens[-1])[1]
+    assert advance(jnp.asarray(table), jnp.int32(state), jnp.int32(tokens[-1]))[1]
     assert state_after(table, np.tile(tokens, 30)) == state_after(table, tokens)
 
 
@@ -176,19 +188,19 @@ def test_stop_strings_stop_where_transformers_does(tokenizer, tmp_path):
 def test_stop_strings_that_cannot_be_used(tokenizer):
     with pytest.raises(ValueError, match="A stop string is empty"):
         make_stop_table(["a", ""], tokenizer, 10)
-    with pytest.raises(ValueError, match="pass tokenizer=processor.tokenizer"):
+    with pytest.raises(ValueError, match=r"pass tokenizer=processor\.tokenizer"):
         make_stop_table(["a"], None, 10)
 
 
-def test_buckets_grow_with_little_waste():
+def test_buckets_double():
     sizes = [bucket(size, 32) for size in range(1, 2049)]
-    assert sorted(set(sizes)) == [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
+    assert sorted(set(sizes)) == [32, 64, 128, 256, 512, 1024, 2048]
     assert all(size >= wanted for wanted, size in enumerate(sizes, 1))
-    assert [bucket(count) for count in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
+    assert [bucket(count, 3) for count in range(1, 14)] == [3, 3, 3, 6, 6, 6, *[12] * 6, 24]
 
 
 def test_chunks_read_every_image_once():
-    assert list(chunks(13)) == [(0, 8), (8, 4), (12, 1)]
+    assert list(chunks(10)) == [(0, 8), (8, 1), (9, 1)]
     assert list(chunks(0)) == []
     for count, unit in itertools.product(range(1, 40), (1, 2, 3)):
         pieces = list(chunks(count, unit))

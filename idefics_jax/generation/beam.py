@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.cache import Cache
+from idefics_jax.cache import Cache, take_rows
 from idefics_jax.generation.sampling import History, Sampling, restrict
 from idefics_jax.generation.stopping import advance
+from idefics_jax.sharding import constrain
 
 WORST = -1e9  # the reference's stand-in for minus infinity: sums with it stay ordered
 
@@ -172,7 +173,7 @@ def choose(
     ), row
 
 
-@partial(jax.jit, static_argnames="candidates", donate_argnames=("cache", "state"))
+@partial(jax.jit, static_argnames="candidates")
 def beam_search(
     model: Any,
     cache: Cache,
@@ -183,11 +184,11 @@ def beam_search(
     limit: Int[Array, ""],
     *,
     candidates: int,
-) -> tuple[Cache, BeamState]:
+) -> BeamState:
     """The whole search, from the scores that prefill gave for each prompt to the best answers.
 
     Args:
-        cache: with a row for every beam; the images' keys and values have one for every prompt.
+        cache: with a row for every prompt.
         candidates: `m`, above.
     """
 
@@ -202,17 +203,10 @@ def beam_search(
         token = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False).reshape(-1, 1)
         x = model.model.embed(token)
         hidden, cache = model.model.extend(x, jnp.ones(token.shape, bool), state.image_mask[:, None], cache)
-        state, row = choose(state, model.logits(hidden)[:, 0], sampling, rules, limit, candidates)
-        return _reordered(cache, row), state
+        state, row = choose(state, constrain(model.logits(hidden)[:, 0]), sampling, rules, limit, candidates)
+        return take_rows(cache, row), state
 
     beams = state.running.shape[1]
     state, row = choose(state, jnp.repeat(logits, beams, axis=0), sampling, rules, limit, candidates)
-    return jax.lax.while_loop(running, step, (_reordered(cache, row), state))
-
-
-def _reordered(cache: Cache, row: Int[Array, "bk"]) -> Cache:
-    """The cache whose row `r` continues row `row[r]`. Beams of one prompt have the same images: those stay."""
-    return cache._replace(
-        self_attention=jax.tree.map(lambda x: jnp.take(x, row, axis=x.ndim - 4), cache.self_attention),
-        valid=cache.valid[row],
-    )
+    _, state = jax.lax.while_loop(running, step, (take_rows(cache, row // beams), state))
+    return state

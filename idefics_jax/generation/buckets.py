@@ -3,27 +3,27 @@
 from collections.abc import Iterator
 
 TOKENS = 32  # smallest prompt
-SLOTS = 128  # smallest key-value cache
-IMAGES = 4  # fewest images per row: what an unused one costs in decoding is far below a percent of reading the weights
-LARGEST_CHUNK = 8  # images that one call of the vision tower reads
+SLOTS = (
+    256  # smallest key-value cache: what an unused slot costs in decoding is far below what reading the weights does
+)
+IMAGES = 8  # fewest images per row; unused ones cost as little
+CHUNK = 8  # images that one call of the vision tower reads
 
 
 def bucket(size: int, smallest: int = 1) -> int:
-    """The first of `smallest * (1, 2, 3, 4, 6, 8, 12, 16, ...)` that holds `size`: never more than half wasted."""
+    """The first of `smallest * (1, 2, 4, 8, 16, ...)` that holds `size`."""
     units = max(1, -(-size // smallest))
-    power = 1 << (units - 1).bit_length()
-    return smallest * (power * 3 // 4 if power >= 4 and units <= power * 3 // 4 else power)
+    return smallest << (units - 1).bit_length()
 
 
 def chunks(count: int, unit: int = 1) -> Iterator[tuple[int, int]]:
-    """Cuts `count` items into `(start, size)` pieces of `unit * (8, 4, 2 or 1)`, the last one perhaps beyond the end.
+    """Cuts `count` items into `(start, size)` pieces of `8 * unit` and then of `unit`, the last perhaps beyond the end.
 
-    Thirteen images are read as 8 + 4 + 1: three of four programs, no image padded. `unit` is the number of devices that
-    a piece is spread over.
+    Ten images are read as 8 + 1 + 1: by two programs for any number of images, and none is padded. `unit` is the number
+    of devices that a piece is spread over.
     """
-    start, size = 0, LARGEST_CHUNK * unit
+    start = 0
     while start < count:
-        while size > unit and size > count - start:
-            size //= 2
+        size = CHUNK * unit if count - start >= CHUNK * unit else unit
         yield start, size
         start += size

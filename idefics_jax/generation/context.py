@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from idefics_jax.cache import Cache
 from idefics_jax.generation.buckets import IMAGES, SLOTS, TOKENS, bucket
 from idefics_jax.generation.prompts import Prompts, aligned
+from idefics_jax.sharding import shards
 
 
 class Context(NamedTuple):
@@ -30,6 +32,11 @@ class Context(NamedTuple):
     pending: np.ndarray
     image_mask: np.ndarray
 
+    @property
+    def patches(self) -> int:
+        """Vectors that the cache has of each image."""
+        return jax.tree.leaves(self.cache.cross_attention)[0].shape[-2] // self.image_mask.shape[1]
+
 
 class Reading(NamedTuple):
     """The arrays that a call reads, in their buckets: `rows` of `t` tokens padded on the left.
@@ -38,7 +45,7 @@ class Reading(NamedTuple):
         tokens, embeds, embedded, valid, image_mask: as `prefill` takes them.
         slots: room for tokens in the cache.
         used_images: image slots in use before.
-        new_image_slots: image slots that the new images take, the bucket's unused ones included.
+        new_image_slots: how many images each row of new ones has, unused ones of the bucket included.
         images: image slots in use afterwards.
         length: slots written afterwards.
         conversations, token_counts: as in `Context`, the prompt's included.
@@ -71,8 +78,8 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
     if context is None:
         tokens, embeds, valid, mask = prompts.tokens, prompts.embeds, prompts.valid, prompts.image_mask
         embedded = None if embeds is None else valid
-        rows, used, length = bucket(count), 0, 0
-        new_image_slots = image_slots = bucket(new_images, IMAGES)
+        rows, used, length = bucket(count, shards("batch")), 0, 0
+        image_slots = bucket(new_images, IMAGES)
         before, counts_before = (np.zeros(0, np.int32),) * count, np.zeros(count, int)
     else:
         # What was chosen last was never read: it comes first.
@@ -83,7 +90,6 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
         embeds = None if prompts.embeds is None else np.pad(prompts.embeds, ((0, 0), (1, 0), (0, 0)))
         embedded = None if embeds is None else valid & (np.arange(valid.shape[1]) > 0)
         rows, used, length = context.cache.valid.shape[0], context.images, context.length
-        new_image_slots = new_images
         image_slots = max(context.image_mask.shape[1], bucket(used + new_images, IMAGES))
         before, counts_before = context.conversations, context.token_counts
     columns = bucket(int(valid.sum(axis=1).max()), TOKENS)
@@ -102,7 +108,7 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
         image_mask=aligned(mask, valid, rows, columns),
         slots=slots,
         used_images=used,
-        new_image_slots=new_image_slots,
+        new_image_slots=bucket(new_images, IMAGES),
         images=used + new_images,
         length=length + columns,
         conversations=tuple(np.concatenate([old, new]).astype(np.int32) for old, new in zip(before, said, strict=True)),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from idefics_jax.cache import Cache
 from idefics_jax.generation.sampling import History, Sampling, draw, restrict, warp
 from idefics_jax.generation.stopping import advance
+from idefics_jax.sharding import constrain
 
 
 class DecodeState(NamedTuple):
@@ -91,11 +92,29 @@ def start(state: DecodeState, logits: Float[Array, "p v"], sampling: Sampling, *
     return choose(state, jnp.repeat(logits, len(state.token) // len(logits), axis=0), sampling, do_sample)
 
 
-@partial(jax.jit, static_argnames="do_sample", donate_argnames=("cache", "state"))
 def decode(
-    model: Any, cache: Cache, state: DecodeState, sampling: Sampling, limit: Int[Array, ""], *, do_sample: bool
+    model: Any, cache: Cache, state: DecodeState, sampling: Sampling, limit: int, *, do_sample: bool
 ) -> tuple[Cache, DecodeState]:
-    """Reads the token chosen last and chooses the next, until all rows have ended or have `limit` tokens."""
+    """Reads the token chosen last and chooses the next, until all rows have ended or have `limit` tokens.
+
+    It consumes the cache, except for the images' keys and values: another context may share them.
+    """
+    images, cache = cache.cross_attention, cache._replace(cross_attention=None)
+    cache, state = _decode(model, images, cache, state, sampling, np.int32(limit), do_sample=do_sample)
+    return cache._replace(cross_attention=images), state
+
+
+@partial(jax.jit, static_argnames="do_sample", donate_argnames=("cache", "state"))
+def _decode(
+    model: Any,
+    images: Any,
+    cache: Cache,
+    state: DecodeState,
+    sampling: Sampling,
+    limit: Int[Array, ""],
+    *,
+    do_sample: bool,
+) -> tuple[Cache, DecodeState]:
 
     def running(carry: tuple[Cache, DecodeState]) -> Bool[Array, ""]:
         return (carry[1].step < limit) & ~jnp.all(carry[1].done)
@@ -103,7 +122,9 @@ def decode(
     def step(carry: tuple[Cache, DecodeState]) -> tuple[Cache, DecodeState]:
         cache, state = carry
         x = model.model.embed(state.token[:, None])
+        cache = cache._replace(cross_attention=images)
         hidden, cache = model.model.extend(x, state.live[:, None], state.image_mask[:, None], cache)
-        return cache, choose(state, model.logits(hidden)[:, 0], sampling, do_sample)
+        state = choose(state, constrain(model.logits(hidden)[:, 0]), sampling, do_sample)
+        return cache._replace(cross_attention=None), state
 
     return jax.lax.while_loop(running, step, (cache, state))

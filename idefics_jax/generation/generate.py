@@ -148,9 +148,9 @@ def generate(
         suppress_tokens=suppress_tokens or (),
         seed=seed,
     )
-    reading = plan_reading(prompts, cache, limit)
     scores = context = None
     with on_mesh_of(model):
+        reading = plan_reading(prompts, cache, limit)
         logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
         if num_beams > 1:
             rules = make_beam_rules(length_penalty, early_stopping, reading.slots)

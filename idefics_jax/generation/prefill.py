@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from idefics_jax.cache import Cache
+from idefics_jax.cache import Cache, take_rows
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import chunks
 from idefics_jax.generation.prompts import Prompts
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, shards
 
 
 def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolate: bool) -> Float[Array, "n p e"]:
@@ -25,10 +25,13 @@ def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolat
     if images is None:
         return states
     row, image = np.nonzero(prompts.seen_images)
-    for start, size in chunks(len(row)):
+    for start, size in chunks(len(row), shards("batch")):
         chosen = slice(start, start + size)
-        target = (row[chosen] * slots + image[chosen]).astype(np.int32)
-        states = _read_images(model, states, images[row[chosen], image[chosen]], target, images_are, interpolate)
+        pixels, target = images[row[chosen], image[chosen]], row[chosen] * slots + image[chosen]
+        missing = size - len(target)
+        pixels = np.pad(pixels, ((0, missing), *[(0, 0)] * (pixels.ndim - 1)))
+        target = np.pad(target.astype(np.int32), (0, missing), constant_values=rows * slots)
+        states = _put(states, _read_images(model, pixels, images_are, interpolate), target)
     return states
 
 
@@ -43,17 +46,18 @@ def _image_shape(config: IdeficsConfig, images: np.ndarray | None, images_are: s
     return (height // vision.patch_size) * (width // vision.patch_size) + 1, vision.embed_dim
 
 
-@partial(jax.jit, static_argnames=("images_are", "interpolate"), donate_argnames="states")
+@partial(jax.jit, static_argnames=("images_are", "interpolate"))
 def _read_images(
-    model: Any,
-    states: Float[Array, "n p e"],
-    images: Float[Array, "m ..."],
-    target: Int[Array, "m"],
-    images_are: str,
-    interpolate: bool,
-) -> Float[Array, "n p e"]:
+    model: Any, images: Shaped[Array, "m ..."], images_are: str, interpolate: bool
+) -> Float[Array, "m p e"]:
     read = model.model.encode_images(**{images_are: images[:, None]}, interpolate_pos_encoding=interpolate)
-    return states.at[target].set(constrain(read[:, 0]).astype(states.dtype))
+    return constrain(read[:, 0])
+
+
+@partial(jax.jit, donate_argnames="states")
+def _put(states: Float[Array, "n p e"], read: Float[Array, "m p e"], target: Int[Array, "m"]) -> Float[Array, "n p e"]:
+    """A program of its own: the vision tower is not compiled for every `n`. Targets beyond the end are dropped."""
+    return states.at[target].set(read.astype(states.dtype), mode="drop")
 
 
 @partial(jax.jit, static_argnames="slots")
@@ -62,6 +66,7 @@ def prefill(
     cache: Cache | None,
     states: Float[Array, "n p e"] | None,
     used_images: Int[Array, ""],
+    new_images: Int[Array, ""],
     tokens: Int[Array, "b t"],
     embeds: Float[Array, "b t d"] | None,
     embedded: Bool[Array, "b t"] | None,
@@ -76,6 +81,7 @@ def prefill(
         cache: what was read before, not consumed; None at the start.
         states: images to add, `n` a multiple of the batch; None adds none.
         used_images: images that the cache holds in each row; the new ones come after them.
+        new_images: how many each row of `states` begins with.
         tokens: padded on the left.
         embeds: vectors to take instead of the tokens', where `embedded`.
         slots: room for tokens in the cache that is returned.
@@ -84,18 +90,19 @@ def prefill(
         Scores of the next token, and the cache.
     """
     batch, _, images = image_mask.shape
-    tokens, valid, image_mask = constrain(tokens, "batch"), constrain(valid, "batch"), constrain(image_mask, "batch")
+    tokens = constrain(tokens, "batch")
+    if cache is not None:
+        cache = _grown(cache, slots)
+    elif states is not None:
+        cache = model.model.init_cache(batch, slots, images * states.shape[1])
     if states is not None:
         states = constrain(states.reshape(batch, -1, *states.shape[1:]), "batch")
-    if cache is None:
-        cache = model.model.init_cache(states, slots)
-    else:
-        cache = _with_images(model, _grown(cache, slots), states, used_images, batch, images)
+        cache = _with_images(model, cache, states, used_images, new_images, images)
     x = model.model.embed(tokens)
     if embeds is not None and embedded is not None:
         x = jnp.where(constrain(embedded, "batch")[..., None], constrain(embeds, "batch").astype(x.dtype), x)
     hidden, cache = model.model.extend(x, valid, image_mask, cache)
-    return model.logits(hidden[:, -1:])[:, 0], cache
+    return constrain(model.logits(hidden[:, -1:])[:, 0]), cache
 
 
 def _grown(cache: Cache, slots: int) -> Cache:
@@ -113,27 +120,35 @@ def _padded(x: Array, more: int) -> Array:
 
 
 def _with_images(
-    model: Any, cache: Cache, states: Array | None, used_images: Int[Array, ""], batch: int, images: int
+    model: Any,
+    cache: Cache,
+    states: Float[Array, "b m p e"],
+    used_images: Int[Array, ""],
+    new_images: Int[Array, ""],
+    images: int,
 ) -> Cache:
-    """The cache with more images after those in use, and room for `images` in all."""
-    if states is None:
-        return cache
-    states = states.astype(model.model.dtype)
-    patches = states.shape[2]
-    new = model.model.decoder.image_keys_values(states.reshape(batch, -1, states.shape[-1]))
+    """The cache with the first `new_images` of `states` after the images in use, and room for `images` in all."""
+    batch, _, patches, _ = states.shape
 
-    def add(old: Array, new: Array) -> Array:
-        old = jnp.repeat(old, batch // old.shape[-4], axis=old.ndim - 4)  # sequences of one prompt part ways here
-        old = _padded(old, images * patches - old.shape[-2])
-        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), used_images * patches, old.ndim - 2)
+    def room(old: Array) -> Array:
+        old = jnp.repeat(old, batch // old.shape[-4], axis=old.ndim - 4)  # answers to one prompt part ways here
+        return _padded(old, images * patches - old.shape[-2])
 
-    return cache._replace(cross_attention=jax.tree.map(add, cache.cross_attention, new))
+    def add(image: Int[Array, ""], buffers: Any) -> Any:
+        state = jax.lax.dynamic_index_in_dim(states, image, axis=1, keepdims=False)
+        start = (used_images + image) * patches
+        return jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, old.ndim - 2),
+            buffers,
+            model.model.decoder.image_keys_values(state),
+        )
+
+    # One by one: unused room costs nothing.
+    buffers = jax.tree.map(room, cache.cross_attention)
+    return cache._replace(cross_attention=jax.lax.fori_loop(0, new_images, add, buffers))
 
 
 @partial(jax.jit, static_argnames="copies")
 def expand(cache: Cache, copies: int) -> Cache:
     """Every prompt's row `copies` times, for several answers to it; the images' keys and values stay as they are."""
-    return cache._replace(
-        self_attention=jax.tree.map(lambda x: jnp.repeat(x, copies, axis=x.ndim - 4), cache.self_attention),
-        valid=jnp.repeat(cache.valid, copies, axis=0),
-    )
+    return take_rows(cache, jnp.repeat(jnp.arange(cache.valid.shape[0]), copies))

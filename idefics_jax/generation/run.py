@@ -24,11 +24,17 @@ def read(
     if context is None or prompts.images is not None:
         rows = len(reading.tokens)
         states = image_states(model, prompts, rows, reading.new_image_slots, interpolate)
+    if context is not None and states is not None and states.shape[1] != context.patches:
+        raise ValueError(
+            f"The new images give {states.shape[1]} vectors each, and those of the cache {context.patches}; "
+            "make them the same size."
+        )
     return prefill(
         model,
         None if context is None else context.cache,
         states,
         np.int32(reading.used_images),
+        np.int32(reading.images - reading.used_images),
         reading.tokens,
         reading.embeds,
         reading.embedded,
@@ -59,14 +65,14 @@ def answer(
     cache = cache if copies == 1 else expand(cache, copies)
     state = start(state, logits, sampling, do_sample=do_sample)
     if streamer is None:
-        cache, state = decode(model, cache, state, sampling, np.int32(limit), do_sample=do_sample)
+        cache, state = decode(model, cache, state, sampling, limit, do_sample=do_sample)
     else:
         for step in range(2, limit + 2):
             token, done = jax.device_get((state.token, state.done))
             streamer.put(token[:real])
             if step > limit or done.all():
                 break
-            cache, state = decode(model, cache, state, sampling, np.int32(step), do_sample=do_sample)
+            cache, state = decode(model, cache, state, sampling, step, do_sample=do_sample)
         streamer.end()
     answers, steps, counts, token, live, broken = jax.device_get(
         (state.answer, state.step, state.count, state.token, state.live, state.broken)
@@ -109,9 +115,7 @@ def search(
     fill = int(sampling.pad) or (int(np.argmax(sampling.eos)) if ends else -1)
     state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.slots, fill)
     candidates = beams * max(2, 1 + ends)
-    _, state = beam_search(
-        model, expand(cache, beams), state, logits, sampling, rules, np.int32(limit), candidates=candidates
-    )
+    state = beam_search(model, cache, state, logits, sampling, rules, np.int32(limit), candidates=candidates)
     answers, lengths, scores, broken = jax.device_get((state.answers, state.lengths, state.scores, state.broken))
     _check_finite(broken[:real], 1)
     longest = lengths[:real, :best].max()

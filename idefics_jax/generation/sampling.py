@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from idefics_jax.generation.buckets import bucket
 
@@ -31,7 +31,7 @@ class Sampling(NamedTuple):
     bad_words: Int[Array, "w l"]  # longer bad words, filled with -1 on the left; unused lines end in `v`
     stop_table: Int[Array, "states v"]  # the automaton of the stop strings, see stopping.py
     pad: Int[Array, ""]  # what follows the end
-    seed: Int[Array, ""]
+    seed: UInt[Array, ""]
 
 
 class History(NamedTuple):
@@ -169,7 +169,7 @@ def _keep_top(scores: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "
     return jnp.put_along_axis(scores, order, ranked, axis=-1, inplace=False)
 
 
-def draw(scores: Float[Array, "b v"], new_tokens: Int[Array, ""], seed: Int[Array, ""]) -> Int[Array, "b"]:
+def draw(scores: Float[Array, "b v"], new_tokens: Int[Array, ""], seed: UInt[Array, ""]) -> Int[Array, "b"]:
     """One token per row, by its probability. The randomness is the row's own: other rows do not change it."""
     key = jax.random.fold_in(jax.random.key(seed), new_tokens)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(scores.shape[0]))
