@@ -96,24 +96,27 @@ def read_sentencepiece(path: Path) -> dict[str, Any]:
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of a protocol buffer message, in order: number and value (an int, or bytes not yet interpreted)."""
     position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = message[position]
-            position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
     while position < len(message):
-        number, wire_type = divmod(varint(), 8)
+        tag, position = _varint(message, position)
+        number, wire_type = divmod(tag, 8)
         if wire_type == 0:
-            yield number, varint()
+            value, position = _varint(message, position)
+            yield number, value
             continue
         length = {1: 8, 2: None, 5: 4}[wire_type]
-        length = varint() if length is None else length
+        if length is None:
+            length, position = _varint(message, position)
         if position + length > len(message):
             raise IndexError("the message ends early")
         yield number, message[position : position + length]
         position += length
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """The integer that starts at `position`, in groups of seven bits, lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            return value, position

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +13,6 @@ from idefics_jax.sentencepiece_model import LLAMA_STEPS, read_sentencepiece
 
 FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 Side = Literal["left", "right"]
-BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class IdeficsTokenizer:
@@ -129,7 +127,8 @@ class TextStreamer:
     """Turns token ids that arrive one by one into text that can be printed at once and never has to be taken back.
 
     What `put` and `end` return, put together, is the text that the ids add to the `prompt`'s when all are decoded
-    together: spaces between tokens are kept, and the bytes of a character, which may be several tokens, come out whole.
+    together: spaces between tokens are kept, and the bytes of a character, which may be several tokens, come out whole
+    (if the prompt does not end inside one).
 
         streamer = TextStreamer(tokenizer, prompt_ids)
         for token in generated:
@@ -143,23 +142,27 @@ class TextStreamer:
         self._ids = np.asarray(prompt, dtype=np.int64).ravel().tolist()
         self._printed = tokenizer.decode(self._ids, skip_special_tokens)
         self._new = 0  # how many of the ids came after the last text
+        # A run of byte pieces is decoded as a whole, and to other text if it is invalid: wait for its end, which a
+        # special token that is skipped is not.
+        pieces = tokenizer.tokenizer
+        self._waiting = {pieces.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+        if skip_special_tokens:
+            self._waiting |= {id for id, token in pieces.get_added_tokens_decoder().items() if token.special}
 
     def put(self, id: int) -> str:
         """The text that can be printed now that `id` is known; often its own, "" inside a character."""
         self._ids.append(int(id))
         self._new += 1
-        # A run of byte pieces is decoded as a whole, and to other text if it is invalid: wait for its end.
-        piece = self._tokenizer.tokenizer.id_to_token(int(id))
-        return "" if piece is not None and BYTE_PIECE.fullmatch(piece) else self._flush()
+        return "" if int(id) in self._waiting else self._flush()
 
     def end(self) -> str:
         """The rest of the text, after the last id."""
-        return self._flush(complete=True)
+        return self._flush()
 
-    def _flush(self, complete: bool = False) -> str:
+    def _flush(self) -> str:
         text = self._tokenizer.decode(self._ids, self._skip)
         new = text[len(self._printed) :]
-        if not new or (new.endswith("\N{REPLACEMENT CHARACTER}") and not complete):
+        if not new:
             return ""
         # The next tokens' text depends on no more than these, so a long text costs no more per token than a short one.
         self._ids = self._ids[-self._new :]

@@ -6,6 +6,7 @@ the merges, the single characters; then the added tokens, from id `VOCAB_SIZE` o
 """
 
 import json
+import struct
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -117,3 +118,35 @@ def save_tiny_tokenizer(directory: str | Path, end_of_utterance: bool = True) ->
         "added_tokens.json": {token: id for id, token in enumerate(added, VOCAB_SIZE)},
     }.items():
         (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def save_sentencepiece(
+    path: Path, learnt: list[tuple[str, float]], trainer: bytes = b"", normalizer: bytes = b""
+) -> None:
+    """Write a sentencepiece model as LLaMA's: `learnt` pieces and scores after the 3 control pieces and the 256 bytes.
+
+    `trainer` and `normalizer` are encoded fields that override LLaMA's: the last of a number counts.
+    """
+    controls = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    made = controls + [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)] + [(*piece, 1) for piece in learnt]
+    fields = [field(1, field(1, text.encode()) + field(2, struct.pack("<f", score), 5) + varint_field(3, kind))
+              for text, score, kind in made]  # fmt: skip
+    bpe, byte_fallback, vocabulary_size = varint_field(3, 2), varint_field(35, 1), varint_field(4, len(made))
+    fields.append(field(2, vocabulary_size + bpe + byte_fallback + trainer))
+    identity = field(1, b"identity") + varint_field(3, 1) + varint_field(4, 0) + varint_field(5, 1)
+    fields.append(field(3, identity + normalizer))
+    path.write_bytes(b"".join(fields))
+
+
+def field(number: int, value: bytes, wire_type: int = 2) -> bytes:
+    """A field of a protocol buffer message whose value is bytes (wire type 2: after their length)."""
+    return varint(number << 3 | wire_type) + (varint(len(value)) if wire_type == 2 else b"") + value
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """A field whose value is an integer."""
+    return field(number, varint(value), 0)
+
+
+def varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
