@@ -73,7 +73,7 @@ class Pretrained(nnx.Module):
         With an abstract mesh this says how 80B lies on a pod, from a machine that has no device of it.
         """
         with _current(mesh):
-            shapes = jax.eval_shape(lambda key: cls(config, key, stacked=stacked), jax.random.key(0))
+            shapes = jax.eval_shape(lambda: cls(config, jax.random.key(0), stacked=stacked))
 
         def leaf(x):
             sharding = None if mesh is None else NamedSharding(mesh, x.sharding.spec)

@@ -16,7 +16,7 @@ from idefics_jax.layers import Vocabulary
 from idefics_jax.loss import next_token_loss
 from idefics_jax.masks import position_ids as count_positions
 from idefics_jax.resampler import PerceiverResampler
-from idefics_jax.sharding import constrain, reshape
+from idefics_jax.sharding import constrain, on_mesh_of, reshape
 from idefics_jax.vision import VisionTower
 
 
@@ -169,25 +169,27 @@ class IdeficsModel(Pretrained):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if image_attention_mask is None:
             raise ValueError("Pass image_attention_mask [batch, seq, images]: it says which images each token sees.")
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(self.dtype)
-        valid = jnp.ones(x.shape[:2], bool) if attention_mask is None else attention_mask.astype(bool)
-        images = self.encode_images(
-            pixel_values, image_encoder_embeddings, perceiver_embeddings, interpolate_pos_encoding
-        )
-        if image_attention_mask.shape[2] != images.shape[1]:
-            raise ValueError(
-                f"image_attention_mask is for {image_attention_mask.shape[2]} images, and {images.shape[1]} were given."
+        with on_mesh_of(self):
+            x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(self.dtype)
+            valid = jnp.ones(x.shape[:2], bool) if attention_mask is None else attention_mask.astype(bool)
+            images = self.encode_images(
+                pixel_values, image_encoder_embeddings, perceiver_embeddings, interpolate_pos_encoding
             )
-        output = self.decoder(
-            x,
-            count_positions(valid) if position_ids is None else position_ids,
-            valid,
-            image_attention_mask.astype(bool),
-            reshape(images, (images.shape[0], images.shape[1] * images.shape[2], images.shape[3]), "batch"),
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
-        return IdeficsOutput(output.hidden, None, None, output.hidden_states, output.attentions, images)
+            if image_attention_mask.shape[2] != images.shape[1]:
+                raise ValueError(
+                    f"image_attention_mask is for {image_attention_mask.shape[2]} images, "
+                    f"and {images.shape[1]} were given."
+                )
+            output = self.decoder(
+                x,
+                count_positions(valid) if position_ids is None else position_ids,
+                valid,
+                image_attention_mask.astype(bool),
+                reshape(images, (images.shape[0], images.shape[1] * images.shape[2], images.shape[3]), "batch"),
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+            )
+            return IdeficsOutput(output.hidden, None, None, output.hidden_states, output.attentions, images)
 
 
 class IdeficsForVisionText2Text(Pretrained):
@@ -229,22 +231,23 @@ class IdeficsForVisionText2Text(Pretrained):
 
         Labels are the input ids, not shifted; -100 leaves a token out, and so does a zero in `attention_mask`.
         """
-        output = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            pixel_values,
-            image_encoder_embeddings,
-            perceiver_embeddings,
-            image_attention_mask,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
-        logits = self.logits(output.last_hidden_state)
-        loss = None if labels is None else next_token_loss(logits, labels, attention_mask)
-        return output._replace(logits=logits, loss=loss)
+        with on_mesh_of(self):
+            output = self.model(
+                input_ids,
+                attention_mask,
+                position_ids,
+                inputs_embeds,
+                pixel_values,
+                image_encoder_embeddings,
+                perceiver_embeddings,
+                image_attention_mask,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+            )
+            logits = self.logits(output.last_hidden_state)
+            loss = None if labels is None else next_token_loss(logits, labels, attention_mask)
+            return output._replace(logits=logits, loss=loss)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens that follow a prompt; see `idefics_jax.generation.generate`."""

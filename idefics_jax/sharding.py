@@ -75,17 +75,18 @@ def gathered(weight: Array) -> Array:
 
 
 def mesh_of(tree) -> Mesh | AbstractMesh | None:
-    """The mesh that the arrays of `tree` are sharded over; None on a single device."""
+    """The mesh that the arrays of `tree` are sharded over (an abstract one inside `jax.jit`); None without one."""
     for leaf in jax.tree.leaves(tree):
-        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
-        if mesh is not None and not mesh.empty and mesh.axis_names == MESH_AXES:
+        sharding = leaf.sharding if hasattr(leaf, "sharding") else jax.typeof(leaf).sharding  # traced: by its type
+        mesh = getattr(sharding, "mesh", None)
+        if mesh is not None and mesh.axis_names == MESH_AXES:
             return mesh
     return None
 
 
 def on_mesh_of(tree) -> contextlib.AbstractContextManager:
-    """Runs a block with the mesh of `tree`'s arrays as the current one, inside `jax.jit` and outside."""
-    mesh = mesh_of(jax.tree.map(jax.typeof, tree)) if not get_abstract_mesh().empty else mesh_of(tree)
+    """Makes the mesh of `tree`'s arrays the current one, if there is none yet; inside `jax.jit` and outside."""
+    mesh = mesh_of(tree)
     if mesh is None or not get_abstract_mesh().empty:
         return contextlib.nullcontext()
     return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)

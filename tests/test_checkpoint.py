@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints come in and go out bit for bit, in either form and on any mesh; bad ones give one sentence."""
+"""Hugging Face checkpoints come in and go out bit for bit, in any form, on any mesh; bad ones give one sentence."""
 
 import json
 import resource

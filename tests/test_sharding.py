@@ -1,0 +1,113 @@
+"""Meshes: the forward pass is the same on every one, and the published models lie on a pod as they should."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
+from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, spec
+
+GOLDEN = Path(__file__).parent / "reference" / "idefics_80b_parameters.txt"
+
+
+def pod(data, fsdp, tensor):
+    return AbstractMesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+
+
+def config(**changes):
+    """Tiny, with every sharded axis divisible by 8."""
+    tiny = IdeficsConfig.tiny()
+    vision = dataclasses.replace(tiny.vision_config, embed_dim=32, num_attention_heads=8)
+    perceiver = dataclasses.replace(tiny.perceiver_config, resampler_n_heads=8)
+    changes = {
+        "num_attention_heads": 8,
+        "dtype": "float32",
+        "vision_config": vision,
+        "perceiver_config": perceiver,
+    } | changes
+    return dataclasses.replace(tiny, **changes)
+
+
+def batch(config, rows=8):
+    random, size = np.random.default_rng(0), config.vision_config.image_size
+    attention_mask = np.ones((rows, 6), np.int32)
+    attention_mask[0, :3] = 0
+    return {
+        "input_ids": random.integers(3, config.vocab_size + 2, (rows, 6), np.int32),
+        "attention_mask": attention_mask,
+        "pixel_values": random.standard_normal((rows, 2, size, size, 3), np.float32),
+        "image_attention_mask": random.integers(0, 2, (rows, 6, 2), np.int32),
+    }
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4)], ids=str)
+def test_the_forward_pass_is_the_same_on_every_mesh(sizes, stacked):
+    mesh, arrays, key = make_mesh(*sizes), batch(config()), jax.random.key(0)
+    alone = IdeficsForVisionText2Text.from_config(config(), key, stacked=stacked)
+    spread = IdeficsForVisionText2Text.from_config(config(), key, stacked=stacked, mesh=mesh)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), alone, spread)
+    labels = arrays["input_ids"]
+    expected = alone(**arrays, labels=labels)
+    output = spread(**arrays, labels=labels)
+    assert output.logits.sharding.spec[0] == ("data", "fsdp")
+    real = arrays["attention_mask"].astype(bool)
+    np.testing.assert_allclose(np.asarray(output.logits)[real], np.asarray(expected.logits)[real], atol=2e-5)
+    np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
+
+
+def test_without_a_mesh_nothing_changes():
+    x = jax.numpy.ones((2, 3))
+    assert spec("batch", None) is None
+    assert constrain(x, "batch", None) is x
+    assert mesh_of(x) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [((), (1, 8, 1)), ((2,), (2, 4, 1)), ((2, 2, -1), (2, 2, 2)), ((-1, 1, 8), (1, 1, 8))], ids=str
+)
+def test_one_size_of_a_mesh_may_be_whatever_is_left(sizes, shape):
+    assert make_mesh(*sizes).axis_sizes == shape
+
+
+@pytest.mark.parametrize("sizes", [(3,), (16,), (2, 2, 1), (0, -1, 1), (-1, -1, 1), (-2, -4, 1)], ids=str)
+def test_meshes_that_do_not_fit_the_devices(sizes):
+    with pytest.raises(ValueError, match="does not use 8 devices"):
+        make_mesh(*sizes)
+
+
+@pytest.mark.parametrize("preset", ["idefics_9b", "idefics_80b_instruct"])
+@pytest.mark.parametrize("sizes", [(1, 256, 1), (1, 64, 4), (2, 32, 8)], ids=str)
+def test_the_published_models_lie_evenly_on_pods(preset, sizes):
+    """Traced on meshes of 256 and 512 chips that are not there: a chip holds its share, and little more."""
+    model = IdeficsForVisionText2Text.abstract(
+        getattr(IdeficsConfig, preset)(), param_dtype="bfloat16", mesh=pod(*sizes), stacked=True
+    )
+    leaves = jax.tree.leaves(model)
+    whole = sum(leaf.size for leaf in leaves)
+    share = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves)
+    assert whole / (sizes[1] * sizes[2]) <= share <= 1.1 * whole / (sizes[1] * sizes[2])
+
+
+def parameters():
+    """A line per parameter of the stacked 80B: path, shape, and what each axis is split over."""
+    config = IdeficsConfig.idefics_80b()
+    model = IdeficsForVisionText2Text.abstract(config, mesh=pod(2, 32, 8), stacked=True)
+    for weight in hf.weights(model, config):
+        shape, axes = weight.leaf.shape, weight.leaf.sharding.spec
+        axes = [*axes, *[None] * (len(shape) - len(axes))]
+        split = " ".join(f"{size}/{axis}" if axis else str(size) for size, axis in zip(shape, axes, strict=True))
+        yield f"{weight.path} [{split}]"
+
+
+def test_parameters_are_where_they_were():
+    """After a change that is meant: python -m tests.test_sharding > tests/reference/idefics_80b_parameters.txt"""
+    assert list(parameters()) == GOLDEN.read_text().splitlines()
+
+
+if __name__ == "__main__":
+    print(*parameters(), sep="\n")
