@@ -30,6 +30,8 @@ def parse_prompts(text: Any, images: Any) -> list[Prompt]:
     """
     if text is None:
         raise ValueError("There is no text: give a prompt, or images together with their text.")
+    if isinstance(text, list | tuple) and not text:
+        raise ValueError("The batch is empty; give at least one prompt.")
     prompts = _listed(text) if images is None else _paired(text, images)
     for number, prompt in enumerate(prompts):
         if all(isinstance(item, Text) and not item for item in prompt):
@@ -58,8 +60,6 @@ def _listed(text: Any) -> list[Prompt]:
     """Prompts in which images stand among the strings."""
     if not isinstance(text, list | tuple):
         text = [text]
-    if not text:
-        raise ValueError("The batch is empty; give at least one prompt.")
     nested = [isinstance(item, list | tuple) for item in text]
     if any(nested) and not all(nested):
         raise ValueError("The batch mixes lists with single items; make each prompt a list, or give one prompt.")

@@ -37,7 +37,7 @@ TWO_DOGS = [
 # fmt: on
 ADDED = {FAKE: 32000, IMAGE: 32001, "<end_of_utterance>": 32002}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-NEWER_STEPS = {"normalizer": None, "pre_tokenizer": METASPACE, "decoder": METASPACE}  # what transformers 5 saves
+NEWER_STEPS = {"normalizer": None, "pre_tokenizer": METASPACE}  # what transformers 5 saves
 
 
 def write_llama(folder: Path, form: str) -> Path:
@@ -79,12 +79,15 @@ def test_the_two_dogs_prompt_of_the_model_card(tmp_path, form):
 
 
 @pytest.mark.torch
-def test_the_two_dogs_prompt_after_transformers_5_saved_the_tokenizer(tmp_path):
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_two_dogs_prompt_after_transformers_5_saved_the_tokenizer(tmp_path, legacy):
     pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
     IdeficsTokenizer.from_pretrained(write_llama(tmp_path / "given", "tokenizer.model")).save_pretrained(tmp_path / "a")
-    AutoTokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    AutoTokenizer.from_pretrained(tmp_path / "a", legacy=legacy).save_pretrained(tmp_path / "b")
+    steps = json.loads((tmp_path / "b" / "tokenizer.json").read_text())["pre_tokenizer"]
+    assert steps == METASPACE | {"prepend_scheme": "always" if legacy else "first"}
     assert two_dogs(IdeficsTokenizer.from_pretrained(tmp_path / "b")) == TWO_DOGS
 
 

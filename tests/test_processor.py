@@ -1,0 +1,397 @@
+"""Prompts of texts and images become the reference's ids, masks and pixels; and bad ones give one clear sentence."""
+
+import ast
+import base64
+import functools
+import io
+import json
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import idefics_jax
+from idefics_jax.image_processor import IdeficsImageProcessor
+from idefics_jax.processor import IdeficsProcessor, image_mask
+from idefics_jax.prompts import Text
+from idefics_jax.tokenizer import IdeficsTokenizer
+from tests import record
+from tests.reference_processor import IMAGE_SIZE, batches, flat, flat_image, reference_outputs, reference_processor
+from tests.tiny_tokenizer import FAKE_TOKEN_ID, IMAGE_TOKEN_ID, save_tiny_tokenizer
+
+IMAGES = [flat_image(np.random.default_rng(seed)) for seed in range(4)]
+RED, GREEN, BLUE, GREY = IMAGES
+MARK = "<fake_token_around_image><image><fake_token_around_image>"
+
+
+@functools.cache
+def load(end_of_utterance: bool = True) -> IdeficsProcessor:
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny_tokenizer(folder, end_of_utterance)
+        return IdeficsProcessor(IdeficsImageProcessor(image_size=IMAGE_SIZE), IdeficsTokenizer.from_pretrained(folder))
+
+
+@pytest.fixture
+def processor() -> IdeficsProcessor:
+    return load()
+
+
+def assert_same(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+
+
+def text_of(processor: IdeficsProcessor, inputs: dict, row: int = 0) -> str:
+    """The text that the ids of a row spell, without padding and the spaces that decoding puts after special tokens."""
+    ids = inputs["input_ids"][row][inputs["attention_mask"][row] == 1]
+    return processor.decode(ids)
+
+
+# What the reference gives
+
+
+def test_random_prompts_give_the_references_inputs(processor):
+    made, recorded = batches(), record.load("processor")
+    assert sum(len(prompts) for prompts, _ in made) >= 200
+    outputs = [processor(prompts, **arguments) for prompts, arguments in made]
+    for name, values in flat(outputs).items():
+        np.testing.assert_allclose(values, recorded[name], rtol=0, atol=1e-6 * (name == "pixel_values"), err_msg=name)
+    assert processor.batch_decode([output["input_ids"][0] for output in outputs]) == recorded["texts"].tolist()
+    dtypes = {name: values.dtype for name, values in outputs[0].items()}
+    assert dtypes.pop("pixel_values") == np.float32
+    assert set(dtypes.values()) == {np.dtype(np.int32)}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_prompts_live(processor, tmp_path, seed):
+    pytest.importorskip("torch")
+    made = batches(seed)
+    theirs = reference_outputs(reference_processor(tmp_path), made)
+    for (prompts, arguments), expected in zip(made, theirs, strict=True):
+        output = processor(prompts, **arguments)
+        assert output.keys() == expected.keys()
+        for name, values in output.items():
+            np.testing.assert_allclose(values, expected[name], rtol=0, atol=1e-6 * (name == "pixel_values"))
+
+
+@pytest.mark.torch
+def test_transformers_reads_what_we_save_and_we_what_it_saves(processor, tmp_path):
+    pytest.importorskip("torch")
+    from transformers import IdeficsProcessor as Theirs
+
+    prompts = [
+        ["User:", RED, "What is in this image?", "\nAssistant: a cat.", "User:", GREEN, BLUE, " And  this? é 猫 😀"],
+        ["No image at all.\n\nThe second line"],
+    ]
+    processor.save_pretrained(tmp_path / "ours")
+    theirs = Theirs.from_pretrained(tmp_path / "ours", backend="pil")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = [processor, IdeficsProcessor.from_pretrained(tmp_path / "theirs")]
+    # By default transformers 5 leaves <end_of_utterance> out, as it no longer finds it among the special tokens' names.
+    for arguments in (
+        {"add_end_of_utterance_token": True},
+        {"add_end_of_utterance_token": False, "add_eos_token": True},
+    ):
+        expected = theirs(text=prompts, **arguments)
+        for one in ours:
+            output = one(prompts, **arguments)
+            np.testing.assert_array_equal(output["input_ids"], expected["input_ids"])
+            np.testing.assert_array_equal(output["attention_mask"], expected["attention_mask"])
+            np.testing.assert_array_equal(output["image_attention_mask"], expected["image_attention_mask"])
+            pixels = expected["pixel_values"].permute(0, 1, 3, 4, 2)
+            np.testing.assert_allclose(output["pixel_values"], pixels, rtol=0, atol=1e-6)
+
+
+# Prompts
+
+
+def test_a_prompt_is_joined_as_the_model_was_trained(processor):
+    inputs = processor(["User:", RED, GREEN, "Which? ", "  The first", BLUE, "end"])
+    assert text_of(processor, inputs).replace("> ", ">") == (
+        "<s>User:<fake_token_around_image><image><fake_token_around_image><image><fake_token_around_image>"
+        f"Which?<end_of_utterance>The first{MARK}end"
+    )
+    assert inputs["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE, 3)
+    np.testing.assert_array_equal(inputs["pixel_values"][0], processor.image_processor.preprocess([RED, GREEN, BLUE]))
+
+
+def test_end_of_utterance_is_put_between_texts_if_the_tokenizer_knows_it(processor):
+    prompt = ["one", "two", RED, "three"]
+    assert "one<end_of_utterance>" in text_of(processor, processor(prompt))
+    assert_same(processor(prompt), processor(prompt, add_end_of_utterance_token=True))
+    for inputs in (processor(prompt, add_end_of_utterance_token=False), load(False)(prompt)):
+        assert text_of(processor, inputs).replace("> ", ">") == f"<s>onetwo{MARK}three"
+    with pytest.raises(ValueError, match=r"^The tokenizer has no <end_of_utterance> token; it is the instruct "):
+        load(False)(prompt, add_end_of_utterance_token=True)
+
+
+def test_forms_of_one_prompt(processor):
+    """Alone or as a batch of one; its images among the texts, or apart from a text that marks their places."""
+    expected = processor([["User:", RED, GREEN, "Which?"]])
+    for form in [
+        processor(["User:", RED, GREEN, "Which?"]),
+        processor(("User:", RED, GREEN, "Which?")),
+        processor("User: <image><image> Which?", images=[RED, GREEN]),
+        processor(["User:<image><image>Which?"], images=[[RED, GREEN]]),
+        processor("User:<image> <image>Which?", (RED, GREEN)),
+        processor(f"User:{MARK}<image><fake_token_around_image>Which?", images=[RED, GREEN]),
+        processor(f"User:{MARK}{MARK}Which?", images=[RED, GREEN]),
+    ]:
+        assert_same(form, expected)
+    assert_same(processor("Hello"), processor([["Hello"]]))
+
+
+def test_forms_of_a_batch(processor):
+    expected = processor([["a", RED, "b"], [GREEN, BLUE, "c"], ["no image"]])
+    texts = ["a<image>b", "<image><image>c", "no image"]
+    assert_same(processor(texts, images=[RED, [GREEN, BLUE], []]), expected)
+
+
+def test_images_for_texts_without_marks_go_where_the_reference_puts_them(processor):
+    assert_same(processor("What?", images=RED), processor([RED, "What?"]))
+    assert_same(processor(["What?"], images=[RED]), processor([RED, "What?"]))
+    assert_same(processor(["What?", "Who?"], images=[RED, GREEN]), processor([[RED, "What?"], [GREEN, "Who?"]]))
+    assert_same(processor(["What?"], images=[[RED, GREEN]]), processor(["What?", RED, GREEN]))
+
+
+def test_sources_of_images(processor, tmp_path, monkeypatch):
+    """A path, a string that names a file, a `data:` URL and an array give what the opened image gives."""
+    monkeypatch.chdir(tmp_path)
+    RED.save("red square.png")
+    RED.save("no-extension", "PNG")
+    encoded = io.BytesIO()
+    RED.save(encoded, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    expected = processor(["User:", RED, "Which?"])
+    array = np.ascontiguousarray(np.asarray(RED.resize((9, 9))))
+    for source in ["red square.png", f" {tmp_path}/red square.png", Path("no-extension"), url, array]:
+        assert_same(processor(["User:", source, "Which?"]), expected)
+        source = source.strip() if isinstance(source, str) else source
+        assert_same(processor("User:<image>Which?", images=source), expected)
+    assert_same(processor("User:<image>Which?", images="no-extension"), expected)
+
+
+def test_a_text_is_never_read_as_an_image(processor):
+    for text in ("http://example.org/a.png", "photo.png", "data:image/png;base64,AAAA"):
+        inputs = processor(["See", Text(text)])
+        assert IMAGE_TOKEN_ID not in inputs["input_ids"]
+        assert text in text_of(processor, inputs)
+
+
+def test_a_transform_and_a_size_reach_the_images(processor):
+    prompt = ["a", Image.new("RGB", (40, 30)), "b"]
+    assert processor(prompt, image_size=5)["pixel_values"].shape == (1, 1, 5, 5, 3)
+    crop = processor(["a", *prompt], image_transform=lambda image: np.full((6, 7, 3), image.width))["pixel_values"]
+    np.testing.assert_array_equal(crop, np.full((1, 1, 6, 7, 3), 40, np.float32))
+
+
+# Masks and shapes
+
+
+def test_each_token_sees_the_last_image_before_it(processor):
+    """The drawing in `image_mask`'s docstring, with padding on both sides."""
+    fake, image = FAKE_TOKEN_ID, IMAGE_TOKEN_ID
+    ids = np.array([[0, 1, 300, fake, image, fake, 301, 2, 1, fake, image, fake, 302, 0]])
+    expected = np.zeros((1, ids.shape[1], 3), np.int32)
+    expected[0, 4:8, 0] = 1
+    expected[0, 10:, 1] = 1
+    np.testing.assert_array_equal(image_mask(ids, image, eos_token_id=2, image_count=3), expected)
+
+
+def test_prompts_without_images(processor):
+    inputs = processor([["Hello"], ["Hello there, how are you?"]])
+    assert inputs["pixel_values"].shape == (2, 1, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert inputs["image_attention_mask"].shape == (*inputs["input_ids"].shape, 1)
+    assert not inputs["pixel_values"].any()
+    assert not inputs["image_attention_mask"].any()
+    assert processor("Hello", image_size=5)["pixel_values"].shape == (1, 1, 5, 5, 3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_of_a_batch_is_what_the_prompt_alone_gives(processor, side):
+    prompts = [["one", RED, "two"], ["three words here"], [GREEN, BLUE, RED, "x"], ["a", GREEN]]
+    batch = processor(prompts, padding_side=side)
+    length = batch["input_ids"].shape[1]
+    assert batch["pixel_values"].shape[1] == 3
+    for row, prompt in enumerate(prompts):
+        alone = processor(prompt)
+        count = alone["input_ids"].shape[1]
+        place = slice(length - count, None) if side == "left" else slice(count)
+        np.testing.assert_array_equal(batch["input_ids"][row, place], alone["input_ids"][0])
+        assert batch["attention_mask"][row].sum() == batch["attention_mask"][row, place].sum() == count
+        assert not batch["input_ids"][row][batch["attention_mask"][row] == 0].any()
+        images = alone["pixel_values"].shape[1]
+        np.testing.assert_array_equal(batch["pixel_values"][row, :images], alone["pixel_values"][0])
+        assert not batch["pixel_values"][row, images:].any()
+        mask = batch["image_attention_mask"][row, place]
+        np.testing.assert_array_equal(mask[:, :images], alone["image_attention_mask"][0])
+        assert not mask[:, images:].any()
+
+
+def test_padded_lengths(processor):
+    short, long = ["a"], ["a", RED, "and many more words in this text"]
+    tokens = processor(long)["input_ids"].shape[1]
+    assert 9 < tokens < 32
+    for arguments, expected in [
+        ({}, tokens),
+        ({"padding": True}, tokens),
+        ({"pad_to_multiple_of": 16}, 32),
+        ({"pad_to_multiple_of": tokens}, tokens),
+        ({"padding": "max_length", "max_length": 40}, 40),
+        ({"padding": "max_length", "max_length": 40, "pad_to_multiple_of": 16}, 48),
+        ({"truncation": True, "max_length": 9}, 9),
+        ({"truncation": True, "max_length": 99}, tokens),
+    ]:
+        assert processor([short, long], **arguments)["input_ids"].shape == (2, expected)
+    assert processor(long, padding=False)["input_ids"].shape == (1, tokens)
+
+
+def test_truncation_keeps_the_images_whose_marks_it_keeps(processor):
+    prompt = [RED, "first", GREEN, "x"]
+    whole = processor(prompt)
+    ids, (red, green) = whole["input_ids"][0], whole["pixel_values"][0]
+    for side, cut_ids, kept in [("right", ids[:4], red), ("left", ids[-4:], green)]:
+        cut = processor(prompt, truncation=True, truncation_side=side, max_length=4)
+        np.testing.assert_array_equal(cut["input_ids"][0], cut_ids)
+        np.testing.assert_array_equal(cut["pixel_values"][0, 0], kept)
+        assert not cut["pixel_values"][0, 1].any()
+        from_image = np.maximum.accumulate(cut_ids == IMAGE_TOKEN_ID)
+        assert from_image.any()
+        np.testing.assert_array_equal(cut["image_attention_mask"][0], np.stack([from_image, 0 * from_image], -1))
+    assert not processor(prompt, truncation=True, max_length=2)["pixel_values"].any()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "message"),
+    [
+        (None, None, "There is no text: give a prompt, or images together with their text."),
+        (None, [RED], "There is no text: give a prompt, or images together with their text."),
+        ([], None, "The batch is empty; give at least one prompt."),
+        ([], [], "The batch is empty; give at least one prompt."),
+        ("", None, "Prompt 0 is empty; give it a text or an image."),
+        ([["a"], []], None, "Prompt 1 is empty; give it a text or an image."),
+        ([["  ", ""]], None, "Prompt 0 is empty; give it a text or an image."),
+        ([["a"], "b"], None, "The batch mixes lists with single items; make each prompt a list, or give one prompt."),
+        (["a", 3], None, "A prompt holds a int; give strings, Pillow images, numpy arrays or pathlib.Paths."),
+        ([["a", None]], None, "A prompt holds a NoneType; give strings, Pillow images, numpy arrays or pathlib.Paths."),
+        ("a<image>b", None, "Prompt 0 has 1 <image> marks and 0 images; put the images where the marks"),
+        ([["a"], ["<image>", RED]], None, "Prompt 1 has 2 <image> marks and 1 images; put the images where the marks"),
+        ("a<image>b<image>", [RED], "Prompt 0 has 2 <image> marks and 1 images; give one for each."),
+        ("a<image>b", [RED, GREEN], "Prompt 0 has 1 <image> marks and 2 images; give one for each."),
+        ("a<image>b", [], "Prompt 0 has 1 <image> marks and 0 images; give one for each."),
+        (["a", "<image>"], [[RED], []], "Prompt 1 has 1 <image> marks and 0 images; give one for each."),
+        ("a", [RED, GREEN], "Prompt 0 has 0 <image> marks and 2 images; mark where each goes."),
+        (["a<image>", "b"], [RED], "There are 2 texts and 1 entries in images; give one for each text."),
+        ([["a"], ["b"]], [RED, RED], "With images=..., text must be a string or a list of strings."),
+        ("a<image>", [3], "A prompt holds a int; give strings, Pillow images, numpy arrays or pathlib.Paths."),
+    ],
+)
+def test_prompts_that_cannot_be_meant(processor, text, images, message):
+    with pytest.raises(ValueError) as caught:
+        processor(text, images)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": False}, r"^The prompts have 3 to 4 tokens; pad them, padding='longest'\.$"),
+        ({"padding": "max_length"}, r"^padding='max_length' needs max_length, the number of tokens to pad to\.$"),
+        (
+            {"padding": "max_length", "max_length": 3},
+            r"^A prompt has 4 tokens, more than max_length=3; use truncation=",
+        ),
+        ({"truncation": True}, r"^truncation=True needs max_length, the number of tokens to keep\.$"),
+    ],
+)
+def test_lengths_that_do_not_fit(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor([["a\n"], ["a", "b\n"]], add_end_of_utterance_token=False, **arguments)
+
+
+def test_bad_images_in_prompts_are_named(processor, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^The image file typo\.jpg does not exist\.$"):
+        processor(["User:", "typo.jpg", "What?"])
+    (tmp_path / "notes.png").write_text("words")
+    with pytest.raises(ValueError, match=r"notes\.png is not an image that Pillow can read \(5 bytes\)\.$"):
+        processor(["User:", tmp_path / "notes.png", "What?"])
+
+
+@pytest.mark.parametrize("token", ["<image>", "<fake_token_around_image>"])
+def test_a_tokenizer_without_the_image_tokens_is_refused(tmp_path, token):
+    load().save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        content = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(content.replace(token, "<other>"), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^The tokenizer has no {token} token, which IDEFICS needs; use the"):
+        IdeficsProcessor.from_pretrained(tmp_path)
+
+
+def test_a_directory_without_the_processors_files_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json, which says how images"):
+        IdeficsProcessor.from_pretrained(tmp_path)
+    IdeficsImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has neither tokenizer\.json nor tokenizer\.model\.$"):
+        IdeficsProcessor.from_pretrained(tmp_path)
+
+
+# Files, decoding, workers
+
+
+def test_save_and_load(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "new")
+    loaded = IdeficsProcessor.from_pretrained(tmp_path / "new")
+    assert loaded.image_processor == processor.image_processor
+    for prompts, arguments in batches(5, count=5):
+        assert_same(loaded(prompts, **arguments), processor(prompts, **arguments))
+
+
+def test_the_checkpoints_sides_are_used(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    sides = {"padding_side": "right", "truncation_side": "left"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | sides))
+    prompts = [["a"], ["b", RED, "c and more"]]
+    arguments = {"truncation": True, "max_length": 6}
+    assert_same(
+        IdeficsProcessor.from_pretrained(tmp_path)(prompts, **arguments), processor(prompts, **arguments, **sides)
+    )
+
+
+def test_it_can_be_pickled(processor):
+    prompt = ["User:", RED, "What?"]
+    assert_same(pickle.loads(pickle.dumps(processor))(prompt), processor(prompt))
+
+
+def test_decoding(processor):
+    ids = processor(["User:", RED, "é 猫 😀\nAssistant:"])["input_ids"]
+    assert processor.batch_decode(ids, skip_special_tokens=True) == ["User: é 猫 😀\nAssistant:"]
+    assert processor.decode(ids[0]) == processor.batch_decode(ids)[0] == processor.batch_decode(ids.tolist())[0]
+    assert processor.decode(ids[0]).count("<image>") == 1
+
+
+def test_neither_jax_nor_torch_is_imported():
+    """By the processor's modules and those that they import."""
+    folder, seen, waiting = Path(idefics_jax.__file__).parent, set(), ["idefics_jax.processor"]
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        if not name.startswith("idefics_jax."):
+            continue
+        for node in ast.walk(
+            ast.parse((folder / f"{name.removeprefix('idefics_jax.')}.py").read_text(encoding="utf-8"))
+        ):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            waiting += [name for name in names if name not in seen]
+    assert {"idefics_jax.images", "idefics_jax.tokenizer", "numpy", "tokenizers"} <= seen
+    assert not {name.split(".")[0] for name in seen} & {"jax", "jaxlib", "flax", "jaxtyping", "torch", "transformers"}
