@@ -121,7 +121,7 @@ def _lines(interactive: bool) -> Iterator[str]:
         import readline  # noqa: F401 - gives input() its editing
     while True:
         try:
-            yield input("> ").strip()
+            yield input("> " if sys.stdout.isatty() else "").strip()
         except EOFError:
             note("")
             return
