@@ -13,7 +13,7 @@ from idefics_jax.prompts import Prompt, Text
 ROLES = {"user": "User", "assistant": "Assistant"}
 
 
-def chat_prompt(messages: Sequence[Mapping[str, Any]], end_of_utterance: str, add_generation_prompt: bool) -> Prompt:
+def chat_prompt(messages: Sequence[Any], end_of_utterance: str, add_generation_prompt: bool) -> Prompt:
     """The prompt, texts and images in turn, of messages `{"role": "user" | "assistant", "content": ...}`.
 
     `content` is a string or a list of parts: `{"type": "text", "text": ...}`, `{"type": "image", ...}` with an `image`
@@ -43,13 +43,19 @@ def chat_prompt(messages: Sequence[Mapping[str, Any]], end_of_utterance: str, ad
             prompt.append(Text(text))
 
     for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"Message {number} is a {type(message).__name__}; give a mapping with role and content.")
         role = message.get("role")
         if role not in ROLES:
             raise ValueError(f"Message {number} has the role {role!r}; IDEFICS knows {' and '.join(ROLES)}.")
         content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not parts:
+        if not content:
             raise ValueError(f"Message {number} has no content.")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple):
+            raise ValueError(
+                f"Message {number} has a {type(content).__name__} as content; give text or a list of parts."
+            )
         add(("\n" if number else "") + ROLES[role] + ":")
         for position, part in enumerate(parts):
             item = _part(part, f"Part {position} of message {number}")
@@ -63,7 +69,7 @@ def chat_prompt(messages: Sequence[Mapping[str, Any]], end_of_utterance: str, ad
     return prompt
 
 
-def _part(part: Mapping[str, Any], name: str) -> Text | ImageInput:
+def _part(part: Any, name: str) -> Text | ImageInput:
     """One part of a message: its text, or its image's source."""
     match part:
         case {"type": "text", "text": str(text)}:

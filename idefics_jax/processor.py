@@ -1,7 +1,7 @@
 """Prompts of texts and images to the model's inputs, and its tokens back to text."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal, Self
 
@@ -135,12 +135,12 @@ class IdeficsProcessor:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        messages: Sequence[Any],
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         **arguments: Any,
     ) -> Prompt | list[Prompt] | dict[str, np.ndarray]:
-        """Chat-style messages, or a batch of such conversations, as a prompt: see `chat.chat_prompt` for both forms.
+        """Chat-style messages, or a batch (a list) of such lists, as a prompt: `chat.chat_prompt` shows both forms.
 
         Args:
             add_generation_prompt: end with `Assistant:`, so that the model answers.
@@ -149,7 +149,7 @@ class IdeficsProcessor:
         Raises:
             ValueError: no message, or a message or part that is not of the form described there.
         """
-        batched = bool(messages) and not isinstance(messages[0], Mapping)
+        batched = bool(messages) and isinstance(messages[0], list | tuple)
         conversations: Any = messages if batched else [messages]
         prompts = [chat_prompt(messages, self.end_of_utterance, add_generation_prompt) for messages in conversations]
         if tokenize:
