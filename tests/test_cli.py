@@ -1,0 +1,492 @@
+"""The command line: answers on standard output, everything else on standard error, and no traceback."""
+
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.cli import main
+from idefics_jax.cli.answer import AnswerText
+from idefics_jax.cli.arguments import make_parser
+from idefics_jax.cli.chat import Conversation
+from idefics_jax.cli.loading import cache_directory, load_model
+from tests.make_checkpoint import make_checkpoint
+from tests.tiny_tokenizer import END_OF_UTTERANCE_ID, FAKE_TOKEN_ID, IMAGE_TOKEN_ID
+
+PROMPT = "User:<image>What differs from <image>?"
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("cli") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two images of noise."""
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    paths = [folder / "a.jpg", folder / "b b.png"]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).resize((224, 224)).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def answer(checkpoint, images):
+    """The library's own answer to PROMPT: its tokens and text."""
+    processor = IdeficsProcessor.from_pretrained(checkpoint)
+    model = IdeficsForVisionText2Text.from_pretrained(checkpoint, dtype="float32")
+    inputs = processor(PROMPT, images=[list(images)])
+    tokens = model.generate(
+        **inputs, max_new_tokens=NEW_TOKENS, suppress_tokens=[FAKE_TOKEN_ID, IMAGE_TOKEN_ID], eos_token_id=[2, 514]
+    )[0]
+    text = processor.decode(tokens, skip_special_tokens=True)
+    prompt = processor.decode(inputs["input_ids"][0], skip_special_tokens=True)
+    assert text.startswith(prompt)
+    return tokens[inputs["input_ids"].shape[1] :].tolist(), text.removeprefix(prompt).lstrip(" ")
+
+
+@pytest.fixture
+def generate(checkpoint, images, capsys):
+    """Runs `idefics-jax generate` on PROMPT with more arguments; gives what it printed."""
+
+    def run(*arguments, status=0, model=checkpoint, prompt=("--prompt", PROMPT), images=images):
+        given = [argument for path in images for argument in ("--image", str(path))]
+        limit = () if "--max-new-tokens" in arguments else ("--max-new-tokens", str(NEW_TOKENS))
+        code = main(["generate", "--model", str(model), *prompt, *given, *limit, *map(str, arguments)])
+        out, err = capsys.readouterr()
+        assert code == status, err
+        return err if status else out
+
+    return run
+
+
+@pytest.fixture
+def chat(checkpoint, capsys, monkeypatch):
+    """Runs `idefics-jax chat` on lines of input; gives the lines it printed and its remarks."""
+
+    def run(*lines, status=0, model=checkpoint):
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        code = main(["chat", "--model", str(model), "--max-new-tokens", str(NEW_TOKENS)])
+        out, err = capsys.readouterr()
+        assert code == status, err
+        return out.splitlines(), err
+
+    return run
+
+
+def copy(checkpoint, target, **config):
+    """A checkpoint with some values of its config.json changed."""
+    shutil.copytree(checkpoint, target)
+    values = json.loads((target / "config.json").read_text()) | config
+    (target / "config.json").write_text(json.dumps(values))
+    return target
+
+
+def change_tensor(directory, name, change):
+    """Writes a shard again with one tensor changed."""
+    file = directory / json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+# The prompt and its answer.
+
+
+def test_the_answer_alone_is_printed(generate, answer):
+    assert generate() == answer[1] + "\n"
+
+
+def test_streaming_prints_the_same(generate, answer):
+    assert generate("--stream") == answer[1] + "\n"
+
+
+def test_json(generate, answer):
+    output = json.loads(generate("--json"))
+    assert output["answers"] == [{"text": answer[1], "tokens": answer[0], "finish_reason": "length"}]
+    assert output["prompt"]["images"] == 2
+    assert output["prompt"]["tokens"].count(IMAGE_TOKEN_ID) == 2
+
+
+def test_the_prompt_can_come_from_standard_input(generate, answer, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT + "\n"))
+    assert generate(prompt=("--prompt", "-")) == answer[1] + "\n"
+
+
+@pytest.mark.parametrize("from_standard_input", [False, True])
+def test_messages(generate, checkpoint, images, tmp_path, monkeypatch, from_standard_input):
+    content = [{"type": "image", "path": str(images[0])}, {"type": "text", "text": "What is this?"}]
+    text = json.dumps([{"role": "user", "content": content}])
+    (tmp_path / "messages.json").write_text(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    source = "-" if from_standard_input else str(tmp_path / "messages.json")
+    expected = generate(
+        prompt=("--prompt", "User:<image>What is this?<end_of_utterance>\nAssistant:"), images=images[:1]
+    )
+    assert generate(prompt=("--messages", source), images=[]) == expected
+
+
+def test_a_seed_draws_the_same_and_another_something_else(generate):
+    drawn = [generate("--temperature", 1.5, "--seed", seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_temperature_zero_does_not_draw(generate, answer):
+    assert generate("--temperature", 0, "--top-p", 0.5) == answer[1] + "\n"
+
+
+def test_drawing_from_one_is_greedy(generate, answer):
+    assert generate("--top-k", 1) == answer[1] + "\n"
+
+
+def test_several_answers(generate):
+    arguments = ("--top-p", 0.9, "--min-p", 0.001, "--num-return-sequences", 2)
+    texts = [row["text"] for row in json.loads(generate(*arguments, "--json"))["answers"]]
+    assert len(set(texts)) == 2
+    assert generate(*arguments) == "\n\n".join(texts) + "\n"
+
+
+def test_beams_come_best_first_with_their_scores(generate):
+    output = json.loads(generate("--num-beams", 2, "--num-return-sequences", 2, "--length-penalty", 0.5, "--json"))
+    scores = [row["score"] for row in output["answers"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len({row["text"] for row in output["answers"]}) == 2
+
+
+@pytest.mark.parametrize("flag", ["--json", "--stream"])
+def test_a_stop_string_ends_the_answer_and_is_left_out(generate, answer, flag):
+    text = answer[1]
+    stop = text[len(text) // 2 :][:2]
+    kept = text[: text.index(stop)]
+    out = generate("--stop", stop, "--stop", "never there", flag)
+    if flag == "--stream":
+        assert out == kept + "\n"
+    else:
+        (row,) = json.loads(out)["answers"]
+        assert (row["text"], row["finish_reason"]) == (kept, "stop")
+        assert len(row["tokens"]) < NEW_TOKENS
+
+
+def test_a_bad_word_does_not_occur(generate, checkpoint, answer):
+    tokenizer = IdeficsProcessor.from_pretrained(checkpoint).tokenizer
+    word = next(token for token in answer[0] if tokenizer.encode(tokenizer.decode([token])) == [token])
+    output = json.loads(generate("--bad-word", tokenizer.decode([word]), "--json"))
+    assert word not in output["answers"][0]["tokens"]
+
+
+def test_repetition_penalty_and_least_tokens_are_passed_on(generate, answer):
+    assert generate("--repetition-penalty", 2.0) != answer[1] + "\n"
+    assert generate("--min-new-tokens", NEW_TOKENS) == answer[1] + "\n"
+
+
+def test_image_tokens_are_suppressed_and_the_end_of_utterance_ends(generate, checkpoint, tmp_path):
+    loud = copy(checkpoint, tmp_path / "loud")  # the additional tokens' scores are far above or far below all others
+    change_tensor(loud, "lm_head.additional_fc.weight", lambda rows: rows * 100)
+    (row,) = json.loads(generate("--json", model=loud))["answers"]
+    assert not {FAKE_TOKEN_ID, IMAGE_TOKEN_ID} & set(row["tokens"])
+    assert row["tokens"][-1] == END_OF_UTTERANCE_ID
+    assert row["finish_reason"] == "stop"
+    processor, model = IdeficsProcessor.from_pretrained(loud), load_model(str(loud), None)
+    inputs = processor("User: Hello.")
+    free = model.generate(**inputs, max_new_tokens=NEW_TOKENS, eos_token_id=())
+    assert {FAKE_TOKEN_ID, IMAGE_TOKEN_ID} & set(free[0].tolist()), "this model would say them"
+
+
+def test_text_is_cut_at_a_stop_string_however_the_tokens_fall(checkpoint):
+    tokenizer = IdeficsProcessor.from_pretrained(checkpoint).tokenizer
+    said = "  An image of two dogs.\nUser: And?"
+    for stops, wanted in [
+        ([], said.strip(" ")),
+        (["\nUser:"], "An image of two dogs."),
+        (["\nUser: Who", "dogs?"], said.strip(" ")),
+        (["two dogs", "of tw"], "An image "),
+    ]:
+        text = AnswerText(tokenizer, [1, *tokenizer.encode("Assistant:")], stops)
+        pieces = [text.put(token) for token in [*tokenizer.encode(said), END_OF_UTTERANCE_ID]]
+        assert "".join(pieces) + text.end() == wanted
+        assert len([piece for piece in pieces if piece]) > 2, "it comes in pieces"
+
+
+def test_the_dtype_suits_the_device(checkpoint, capsys):
+    assert load_model(str(checkpoint), None).config.dtype == "float32"
+    assert "float32, since bfloat16 is slow" in capsys.readouterr().err
+    model = load_model(str(checkpoint), "bfloat16")
+    assert model.config.dtype == str(model.head.table.dtype) == "bfloat16"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "directory"),
+    [
+        ("linux", "XDG_CACHE_HOME", "{}/idefics-jax"),
+        ("linux", None, "~/.cache/idefics-jax"),
+        ("darwin", None, "~/Library/Caches/idefics-jax"),
+        ("win32", "LOCALAPPDATA", "{}/idefics-jax"),
+    ],
+)
+def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch, tmp_path, platform, variable, directory):
+    monkeypatch.setattr("sys.platform", platform)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    expected = directory.format(tmp_path).replace("~", str(tmp_path / "home"))
+    assert str(cache_directory()) == expected
+
+
+# A conversation.
+
+
+def test_a_conversation_remembers_and_forgets(chat, generate, images):
+    lines, _ = chat(f"/image {images[0]}", "What is this?", "And who is that?", "/reset", "What is this?")
+    assert len(lines) == 3
+    first = generate(prompt=("--prompt", "User:<image>What is this?<end_of_utterance>\nAssistant:"), images=images[:1])
+    assert lines[0] + "\n" == first
+    unseen = generate(prompt=("--prompt", "User: What is this?<end_of_utterance>\nAssistant:"), images=[])
+    assert lines[2] + "\n" == unseen != first
+    without_image, _ = chat("What is this?", "And who is that?", "/quit", "not read")
+    assert len(without_image) == 2
+    assert without_image[1] != lines[1], "the second answer sees the first turn's image"
+
+
+@pytest.mark.parametrize(("limit", "ended"), [(3, False), (NEW_TOKENS, True)])
+def test_a_turn_reads_only_what_is_new_and_answers_as_if_all_were_read(checkpoint, images, limit, ended):
+    options = make_parser().parse_args(["chat", "--model", str(checkpoint), "--max-new-tokens", str(limit)])
+    conversation = Conversation(options)
+    conversation.attach(str(images[0]))
+    conversation.attach(str(images[1]))
+    first = conversation.turn("Is <image> a cat, and <image>?")
+    conversation.ask("Is <image> a cat, and <image>?")
+    said = conversation.context.conversations[0]
+    second = conversation.turn("And who is that?")
+    assert not second["image_attention_mask"].any(), "the images are not read again"
+    assert (said[-1] == END_OF_UTTERANCE_ID) == ended
+    text = "User: And who is that?<end_of_utterance> \nAssistant:"
+    text = text if ended else f"<end_of_utterance> \n{text}"
+    assert conversation.processor.decode(second["input_ids"][0]).strip() == text
+    conversation.ask("And who is that?")
+    everything = conversation.context.conversations[0]
+    ids = np.concatenate([said, second["input_ids"][0]])
+    seen = first["image_attention_mask"][0]
+    rest = np.repeat(seen[-1:], len(ids) - len(seen), axis=0)
+    alone = conversation.model.generate(
+        input_ids=ids[None],
+        pixel_values=first["pixel_values"],
+        image_attention_mask=np.concatenate([seen, rest])[None],
+        **conversation.rules,
+    )
+    assert alone[0].tolist() == everything.tolist()
+
+
+def test_a_mistake_does_not_end_the_conversation(chat, images, tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    lines, remarks = chat(
+        "/image nowhere.png",
+        f"/image {tmp_path / 'text.png'}",
+        "/dance",
+        "Is <image> a cat?",
+        "/help",
+        "",
+        f"/image '{images[1]}'",
+        "Is <image> a cat?",
+        status=1,
+    )
+    assert len(lines) == 1
+    for said in ("nowhere.png does not exist", "not an image", "no command /dance", "1 <image> marks, and 0", "/reset"):
+        assert said in remarks
+
+
+# What goes wrong: one sentence, status 1, nothing on standard output.
+
+
+def delete(name):
+    return lambda directory: (directory / name).unlink()
+
+
+def cut(name):
+    def spoil(directory):
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content[: len(content) // 2])
+
+    return spoil
+
+
+def rename_in_index(directory):
+    index = directory / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002-of-00002", "../model-00002-of-00002"))
+
+
+def configure(**values):
+    def spoil(directory):
+        config = json.loads((directory / "config.json").read_text()) | values
+        (directory / "config.json").write_text(json.dumps(config))
+
+    return spoil
+
+
+def without_image_tokens(directory):
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        text = (directory / name).read_text(encoding="utf-8").replace("<image>", "<picture>")
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+def with_nan(directory):
+    change_tensor(directory, "model.layers.3.mlp.up_proj.weight", lambda kernel: kernel * np.nan)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (delete("model-00002-of-00002.safetensors"), "model-00002-of-00002.safetensors, which .* names, is missing"),
+        (cut("model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors is cut off"),
+        (rename_in_index, "names ../model-00002-of-00002.safetensors, outside its own directory"),
+        (configure(alpha_type="matrix"), "alpha_type 'matrix' is not implemented"),
+        (configure(hidden_size=32), "has shape .* the config wants"),
+        (configure(num_hidden_layers=4), "[Uu]nknown .*gated_cross_attn_layers.1"),
+        (delete("config.json"), "has no config.json"),
+        (cut("config.json"), "config.json"),
+        (delete("tokenizer.json"), "neither tokenizer.json nor tokenizer.model"),
+        (cut("tokenizer.json"), "tokenizer.json is not valid JSON"),
+        (without_image_tokens, "The tokenizer has no <image> token"),
+        (with_nan, "NaN"),
+    ],
+)
+def test_a_bad_checkpoint(generate, checkpoint, tmp_path, spoil, message):
+    directory = copy(checkpoint, tmp_path / "spoilt")
+    spoil(directory)
+    check_sentence(generate(model=directory, status=1), message)
+
+
+def check_sentence(err, message):
+    *notes, sentence = err.splitlines()
+    assert all(note.startswith("Computing in float32") for note in notes), err
+    assert sentence.startswith("idefics-jax: ")
+    assert len(sentence) > len("idefics-jax: ") + 20
+    assert re.search(message, sentence), sentence
+
+
+def test_no_checkpoint(generate, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    check_sentence(generate(model=tmp_path / "nowhere", status=1), "nowhere is not a directory, and no checkpoint")
+
+
+def bad_images(folder, good):
+    """Files that are not what their names say."""
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(bomb, "PNG")
+    (folder / "bomb.png").write_bytes(bomb.getvalue())
+    (folder / "text.png").write_text("not an image")
+    (folder / "cut.jpg").write_bytes(good.read_bytes()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.png", "missing.png does not exist"),
+        (".", "cannot be read"),
+        ("text.png", "text.png is not an image"),
+        ("cut.jpg", "cut.jpg is truncated or damaged"),
+        ("bomb.png", "bomb.png is too large to be read safely"),
+    ],
+)
+def test_a_bad_image(generate, images, tmp_path, name, message):
+    bad_images(tmp_path, images[0])
+    check_sentence(generate(images=[images[0], tmp_path / name], status=1), message)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "message"),
+    [
+        ("User:<image>", 2, "1 <image> marks and 2 images"),
+        ("User:<image> or <image>?", 1, "2 <image> marks and 1 images"),
+        ("User:<image>?", 0, "1 <image> marks and 0 images"),
+        ("User:", 2, "0 <image> marks and 2 images"),
+        ("", 0, "empty"),
+        ("word " * 2100, 0, "only 2,048 positions"),
+    ],
+)
+def test_a_bad_prompt(generate, images, prompt, count, message):
+    check_sentence(generate(prompt=("--prompt", prompt), images=images[:count], status=1), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "is not JSON"),
+        ("{}", "must be a list of messages"),
+        ("[]", "no messages"),
+        ('[{"role": "system", "content": "x"}]', "role 'system'"),
+        ('[{"role": "user", "content": [{"type": "image"}]}]', "neither a text nor an image"),
+        ('[{"role": "user", "content": [{"type": "image", "path": "nowhere.png"}]}]', "nowhere.png does not exist"),
+    ],
+)
+def test_bad_messages(generate, tmp_path, content, message):
+    (tmp_path / "messages.json").write_text(content)
+    prompt = ("--messages", str(tmp_path / "messages.json"))
+    check_sentence(generate(prompt=prompt, images=[], status=1), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--top-p", "2"], "top_p is 2.0"),
+        (["--stop", ""], "stop string is empty"),
+        (["--num-return-sequences", "2"], "add --temperature or --num-beams"),
+        (["--num-beams", "2", "--top-k", "3"], "--num-beams takes the likeliest"),
+        (["--num-beams", "2", "--stream"], "--stream prints one answer"),
+    ],
+)
+def test_settings_that_do_not_fit(generate, arguments, message):
+    check_sentence(generate(*arguments, status=1), message)
+
+
+def test_messages_have_their_own_images(generate, images):
+    err = generate(prompt=("--messages", "nowhere.json"), status=1)
+    check_sentence(err, "name the images of --messages in the messages")
+    check_sentence(generate(prompt=("--messages", "nowhere.json"), images=[], status=1), "nowhere.json cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: {generate,chat}"),
+        (["generate", "--model", "x"], "one of the arguments --prompt --messages is required"),
+        (["generate", "--model", "x", "--prompt", "y", "--top-k", "many"], "invalid int value: 'many'"),
+        (["generate", "--model", "x", "--prompt", "y", "--json", "--stream"], "not allowed with"),
+        (["chat", "--model", "x", "--image", "y"], "unrecognized arguments: --image y"),
+    ],
+)
+def test_usage_errors_are_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert "--help" in err
+
+
+def test_a_base_checkpoint_does_not_chat(chat, checkpoint, tmp_path):
+    base = copy(checkpoint, tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        text = (base / name).read_text(encoding="utf-8").replace("<end_of_utterance>", "<other>")
+        (base / name).write_text(text, encoding="utf-8")
+    lines, err = chat("Hello.", status=1, model=base)
+    assert lines == []
+    check_sentence(err, "chat needs an instruct checkpoint")
+
+
+def test_a_traceback_for_those_who_ask(generate, monkeypatch, tmp_path):
+    monkeypatch.setenv("IDEFICS_JAX_DEBUG", "1")
+    with pytest.raises(ValueError, match="add --temperature"):
+        generate("--num-return-sequences", 2)

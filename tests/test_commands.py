@@ -1,0 +1,182 @@
+"""The command as a process of its own, and every command that README and `--help` show."""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from idefics_jax.cli import main
+from idefics_jax.cli.arguments import CHAT_EXAMPLES, EXAMPLES, GENERATE_EXAMPLES
+from tests.make_checkpoint import make_checkpoint
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND = Path(sys.executable).parent / "idefics-jax"
+PROMPT = ["--image", str(ROOT / "examples" / "cat.jpg"), "--prompt", "User:<image>What is in this picture?"]
+FEW = ["--max-new-tokens", "12"]
+PUBLISHED = "HuggingFaceM4/idefics-9b-instruct"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("commands") / "checkpoint")
+
+
+@pytest.fixture
+def start():
+    """Starts `idefics-jax` with pipes; it does not outlive the test."""
+    processes = []
+
+    def run(*arguments, **settings):
+        settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+        processes.append(subprocess.Popen([COMMAND, *map(str, arguments)], text=True, **settings))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+# Processes.
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_does_not_wait_for_jax(argument):
+    code = "import sys; from idefics_jax.cli import main\n"
+    code += "try: main(sys.argv[1:])\nfinally: assert 'jax' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("usage: idefics-jax" if argument == "--help" else "idefics-jax 0.")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_shows_progress_and_the_next_run_compiles_nothing(start, checkpoint, tmp_path):
+    import pty
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "100"}
+    arguments = ["generate", "--model", checkpoint, *PROMPT, *FEW]
+    ours, theirs = pty.openpty()
+    process = start(*arguments, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    answer = process.stdout.read()
+    assert process.wait() == 0
+    assert len(answer) > 5
+    assert b"Loading checkpoint" in shown
+    assert re.search(rb"Compiling program \d", shown)
+
+    kept = sorted(path.name for path in (tmp_path / "idefics-jax" / "compiled").glob("*-cache"))
+    assert kept
+    out, err = start(*arguments, env=environment).communicate()
+    assert out == answer
+    assert err.startswith("Computing in float32")
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in (tmp_path / "idefics-jax" / "compiled").glob("*-cache")) == kept
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_conversation_answers_at_once_and_an_interrupt_ends_it_quietly(start, checkpoint):
+    process = start("chat", "--model", checkpoint, *FEW)
+    process.stdin.write("Hello.\n")
+    process.stdin.flush()
+    assert len(process.stdout.readline()) > 5, "answered while the input is still open"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_reader_that_leaves_is_no_mishap(start, checkpoint):
+    process = start("generate", "--model", checkpoint, *PROMPT, *FEW, "--stream", stdin=subprocess.DEVNULL)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 141
+    assert err.startswith("Computing in float32")
+    assert err.count("\n") == 1
+
+
+def test_a_failure_reaches_the_shell(start, checkpoint):
+    process = start("generate", "--model", checkpoint, "--image", "nowhere.png", "--prompt", "<image>")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err == "idefics-jax: The image file nowhere.png does not exist.\n"
+
+
+# What README and help say.
+
+
+def examples(text):
+    """The commands in a help text or README: lines that begin with or pipe into `idefics-jax`, continued ones whole."""
+    joined = re.sub(r"\\\n *", "", text)
+    joined = re.sub(r"\},\n *", "}, ", joined)  # the messages' JSON is on two lines
+    lines = [line.strip() for line in joined.splitlines()]
+    return [
+        line for line in lines if re.match(r"idefics-jax (generate|chat) --model|(echo|printf) .*\| idefics-jax", line)
+    ]
+
+
+SHOWN = examples(README) + examples(EXAMPLES) + examples(GENERATE_EXAMPLES) + examples(CHAT_EXAMPLES)
+
+
+def test_the_examples_are_found():
+    assert len(examples(README)) == 2
+    assert [len(examples(text)) for text in (EXAMPLES, GENERATE_EXAMPLES, CHAT_EXAMPLES)] == [2, 4, 2]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("command", sorted(set(SHOWN)))
+def test_a_shown_command_works(checkpoint, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.png", "cat.jpg"):
+        shutil.copy(ROOT / "examples" / "cat.jpg", name)
+    # A shell finds the arguments and the input; the command runs here, where the model's programs are compiled.
+    function = "idefics-jax() { printf '%s\\0' \"$@\" > arguments; cat > input; }"
+    command = command.replace(PUBLISHED, str(checkpoint)).replace("DIR", str(checkpoint))
+    subprocess.run(["bash", "-c", f"{function}\n{command}"], check=True, stdin=subprocess.DEVNULL)
+    monkeypatch.setattr("sys.stdin", io.StringIO(Path("input").read_text()))
+    status = main([*Path("arguments").read_text().split("\0")[:-1], *FEW])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    assert out.strip() or ("chat" in command and "printf" not in command)
+
+
+def test_the_readme_s_main_command_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    main_command = re.search(r"^python3 -m venv .*idefics-jax generate.*$", README, re.MULTILINE)[0]
+    venv, install, make, generate = main_command.replace("tiny-model", str(tmp_path / "tiny-model")).split(" && ")
+    assert (venv, install) == ("python3 -m venv .venv", ".venv/bin/pip install -q .")  # .ci/run runs the line as it is
+    run = subprocess.run([sys.executable, *shlex.split(make)[1:]], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert main([*shlex.split(generate)[1:], *FEW]) == 0
+    assert len(capsys.readouterr().out) > 5
+
+
+def test_the_readme_s_python_works(checkpoint, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(block.replace(PUBLISHED, str(checkpoint)).replace("max_new_tokens=64", "max_new_tokens=12"), {})
+    out = capsys.readouterr().out
+    assert re.match(r"User: +What is in this picture\? *\nAssistant:.", out)
+
+
+def test_the_readme_s_files_and_links_exist():
+    for name in re.findall(r"\]\(([^):]+)\)", README) + re.findall(
+        r"`(examples/\S*?|idefics_jax/\S+?|tests/\S+?)`", README
+    ):
+        assert (ROOT / name).exists(), name
