@@ -55,15 +55,14 @@ def write(
 
 def take_rows(cache: Cache, row: Int[Array, "r"]) -> Cache:
     """The cache whose row `r` is row `row[r]` of this one; the images' keys and values stay as they are."""
-
-    def take(x: Array) -> Array:
-        layers = [None] * (x.ndim - 4)
-        return _at(x, (*[slice(None)] * len(layers), row), *layers, "batch", "heads", None, None)
-
     return cache._replace(
-        self_attention=jax.tree.map(take, cache.self_attention), valid=_at(cache.valid, (row,), "batch", None)
+        self_attention=jax.tree.map(lambda x: buffer_rows(x, row), cache.self_attention),
+        valid=cache.valid.at[row].get(mode="promise_in_bounds", out_sharding=spec("batch", None)),
     )
 
 
-def _at(x: Array, index: tuple, *logical_axes: str | None) -> Array:
-    return x.at[index].get(mode="promise_in_bounds", out_sharding=spec(*logical_axes))
+def buffer_rows(x: Float[Array, "*layers b n s h"], row: Int[Array, "r"]) -> Float[Array, "*layers r n s h"]:
+    """Rows of one of a cache's buffers."""
+    layers = x.ndim - 4
+    layout = spec(*[None] * layers, "batch", "heads", None, None)
+    return x.at[(*[slice(None)] * layers, row)].get(mode="promise_in_bounds", out_sharding=layout)

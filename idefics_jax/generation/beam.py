@@ -206,7 +206,7 @@ def beam_search(
         state, row = choose(state, constrain(model.logits(hidden)[:, 0]), sampling, rules, limit, candidates)
         return take_rows(cache, row), state
 
-    beams = state.running.shape[1]
+    beams, state = state.running.shape[1], jax.tree.map(constrain, state)  # on a mesh, host arrays are on none
     state, row = choose(state, jnp.repeat(logits, beams, axis=0), sampling, rules, limit, candidates)
     _, state = jax.lax.while_loop(running, step, (take_rows(cache, row // beams), state))
     return state

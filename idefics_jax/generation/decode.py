@@ -89,6 +89,7 @@ def choose(state: DecodeState, logits: Float[Array, "b v"], sampling: Sampling, 
 @partial(jax.jit, static_argnames="do_sample")
 def start(state: DecodeState, logits: Float[Array, "p v"], sampling: Sampling, *, do_sample: bool) -> DecodeState:
     """Chooses the first tokens, from the scores that prefill gave for each of `p` prompts."""
+    state = jax.tree.map(constrain, state)  # on a mesh, host arrays are on none
     return choose(state, jnp.repeat(logits, len(state.token) // len(logits), axis=0), sampling, do_sample)
 
 

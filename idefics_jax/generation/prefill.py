@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from idefics_jax.cache import Cache, take_rows
+from idefics_jax.cache import Cache, buffer_rows, take_rows
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import chunks
 from idefics_jax.generation.prompts import Prompts
@@ -131,7 +131,8 @@ def _with_images(
     batch, _, patches, _ = states.shape
 
     def room(old: Array) -> Array:
-        old = jnp.repeat(old, batch // old.shape[-4], axis=old.ndim - 4)  # answers to one prompt part ways here
+        if old.shape[-4] < batch:  # answers to one prompt part ways here
+            old = buffer_rows(old, jnp.arange(batch) // (batch // old.shape[-4]))
         return _padded(old, images * patches - old.shape[-2])
 
     def add(image: Int[Array, ""], buffers: Any) -> Any:
@@ -151,4 +152,4 @@ def _with_images(
 @partial(jax.jit, static_argnames="copies")
 def expand(cache: Cache, copies: int) -> Cache:
     """Every prompt's row `copies` times, for several answers to it; the images' keys and values stay as they are."""
-    return take_rows(cache, jnp.repeat(jnp.arange(cache.valid.shape[0]), copies))
+    return take_rows(cache, jnp.arange(cache.valid.shape[0] * copies) // copies)
