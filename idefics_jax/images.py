@@ -53,7 +53,9 @@ def load_image(source: str | Path, timeout: float = TIMEOUT) -> Image.Image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {limit:,}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # a large image is not copied for nothing
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = (
             f"{name} is too large to be read safely ({error}); make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
