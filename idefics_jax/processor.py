@@ -79,6 +79,7 @@ class IdeficsProcessor:
             pad_to_multiple_of: pad to the next multiple, so that few shapes need compiling.
             truncation: cut prompts of more than `max_length` tokens at `truncation_side` (default: the checkpoint's,
                 "right"). An image whose `<image>` is cut off is dropped: its pixels stay zero and no token sees it.
+                (The reference drops the last images, also when it cuts off the first.)
             image_size, image_transform: see `IdeficsImageProcessor.preprocess`.
 
         Returns:
