@@ -1,5 +1,7 @@
 """Attention behind one interface; the only file that would name platforms."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -10,15 +12,29 @@ from idefics_jax.sharding import spec
 MASKED = -1e30
 
 
+class Past(NamedTuple):
+    """What was read before, as a cache keeps it. It is attended to where it lies, never joined with what is new."""
+
+    key: Float[Array, "b n h p"]
+    value: Float[Array, "b n p h"]
+    mask: Bool[Array, "b #t p"]
+
+
 def attention_weights(
-    query: Float[Array, "b t n h"], key: Float[Array, "b n s h"], mask: Bool[Array, "b #t s"] | None
-) -> Float[Array, "b n t s"]:
-    """Softmax over keys of scaled dot products, float32; `mask` is True where a query may look."""
-    scores = jnp.einsum("btnh,bnsh->bnts", query, key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask[:, None], scores, MASKED)
-    return jax.nn.softmax(scores, axis=-1)
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b n s h"],
+    mask: Bool[Array, "b #t s"] | None,
+    past: Past | None = None,
+) -> Float[Array, "b n t all"]:
+    """Softmax over keys, the past's first, of scaled dot products, float32; `mask` is True where a query may look."""
+
+    def scores(key: Float[Array, "b n s h"], mask: Bool[Array, "b #t s"] | None) -> Float[Array, "b n t s"]:
+        products = jnp.einsum("btnh,bnsh->bnts", query, key, preferred_element_type=jnp.float32)
+        products = products * query.shape[-1] ** -0.5
+        return products if mask is None else jnp.where(mask[:, None], products, MASKED)
+
+    parts = [scores(key, mask)] if past is None else [scores(past.key.swapaxes(2, 3), past.mask), scores(key, mask)]
+    return jax.nn.softmax(jnp.concatenate(parts, axis=-1), axis=-1)
 
 
 def attention(
@@ -26,7 +42,15 @@ def attention(
     key: Float[Array, "b n s h"],
     value: Float[Array, "b n s h"],
     mask: Bool[Array, "b #t s"] | None = None,
+    past: Past | None = None,
 ) -> Float[Array, "b t n h"]:
-    """Multi-head attention. Keys and values have their heads before their tokens, as caches keep them."""
-    weights = attention_weights(query, key, mask).astype(query.dtype)
-    return jnp.einsum("bnts,bnsh->btnh", weights, value, out_sharding=spec("batch", None, "heads", None))
+    """Multi-head attention to `key` and `value`, and to the `past` where there is one."""
+
+    def mean(weights: Float[Array, "b n t s"], value: Float[Array, "b n s h"]) -> Float[Array, "b t n h"]:
+        return jnp.einsum("bnts,bnsh->btnh", weights, value, out_sharding=spec("batch", None, "heads", None))
+
+    weights = attention_weights(query, key, mask, past).astype(query.dtype)
+    if past is None:
+        return mean(weights, value)
+    slots = past.value.shape[2]
+    return mean(weights[..., :slots], past.value) + mean(weights[..., slots:], value)

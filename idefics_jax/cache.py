@@ -8,17 +8,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.sharding import constrain, spec
 
-KeyValue = tuple[Float[Array, "b n s h"], Float[Array, "b n s h"]]
-ImageKeyValue = tuple[Float[Array, "prompts n s h"], Float[Array, "prompts n s h"]]
+
+class KeyValue(NamedTuple):
+    """One layer's buffers, or all layers' where they are stacked: heads before slots, so that each head is a matrix.
+
+    Keys lie across, so that `query @ key` and `weights @ value` read them as they are: on CPUs a matrix that lies the
+    other way is transposed first, as a whole, at every step.
+    """
+
+    key: Float[Array, "*layers b n h s"]
+    value: Float[Array, "*layers b n s h"]
 
 
 class Cache(NamedTuple):
-    """Keys and values, heads before slots. Listed models keep one pair of buffers per layer, stacked ones stack them.
+    """Keys and values. Listed models keep a `KeyValue` per layer, stacked ones stack them.
 
     Attributes:
-        self_attention: `(key, value)` of `[b, n, slots, h]` per group and layer; slots are written once, in order.
-        cross_attention: `(key, value)` of `[b, n, images * patches, h]` per group, computed once from the images. The
-            batch may be a whole fraction of that of the tokens: row `r` then sees the images of row `r // k`.
+        self_attention: per group and layer; slots are written once, in order.
+        cross_attention: per group, `images * patches` slots, computed once from the images. The batch may be a whole
+            fraction of that of the tokens: row `r` then sees the images of row `r // k`.
         valid: `[b, slots]` bool, slots that hold a real token (neither padding nor yet to be written).
         length: int32, slots written so far: the same for every row.
     """
@@ -29,40 +37,62 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
-def empty_buffers(piles: tuple[int, ...], shape: tuple[int, int, int, int], dtype: Any, stacked: bool) -> Any:
-    """Zeros for the keys and values of as many layers as `piles` says, in the form that the decoder's own layers have.
-
-    Args:
-        piles: `(groups, layers)`, or `(groups,)` for cross-attention.
-        shape: `[b, n, s, h]`, of each.
-    """
+def empty_buffers(
+    piles: tuple[int, ...], batch: int, heads: int, slots: int, head_dim: int, dtype: Any, stacked: bool
+) -> Any:
+    """Zeros for as many layers as `piles` says, `(groups, layers)` or `(groups,)`, in the form of the decoder's own."""
     if piles and not stacked:
-        return tuple(empty_buffers(piles[1:], shape, dtype, stacked) for _ in range(piles[0]))
-    layout = (*[None] * len(piles), "batch", "heads", None, None)
-    return tuple(constrain(jnp.zeros((*piles, *shape), dtype), *layout) for _ in ("key", "value"))
+        return tuple(empty_buffers(piles[1:], batch, heads, slots, head_dim, dtype, stacked) for _ in range(piles[0]))
+    layout = (*[None] * len(piles), "batch", "heads")
+    return KeyValue(
+        constrain(jnp.zeros((*piles, batch, heads, head_dim, slots), dtype), *layout),
+        constrain(jnp.zeros((*piles, batch, heads, slots, head_dim), dtype), *layout),
+    )
 
 
-def write(
-    cache: KeyValue, key: Float[Array, "b n t h"], value: Float[Array, "b n t h"], slot: Int[Array, ""]
-) -> KeyValue:
-    """The layer's buffers with `t` new tokens in the slots from `slot` on; in place where the buffers are donated."""
+def write(buffers: Any, new: Any, slot: Int[Array, ""]) -> Any:
+    """The buffers of every layer with `t` new tokens in the slots from `slot` on; in place where they are donated."""
 
-    def update(buffer, new):
-        return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=2)
+    def update(old: KeyValue, new: KeyValue) -> KeyValue:
+        return KeyValue(*map(put, old, new, _slot_axes(old)))
 
-    return update(cache[0], key), update(cache[1], value)
+    def put(old: Array, new: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
+
+    return jax.tree.map(update, buffers, new, is_leaf=_is_buffer)
 
 
-def take_rows(cache: Cache, row: Int[Array, "r"]) -> Cache:
+def grow(buffers: Any, slots: int) -> Any:
+    """The buffers of every layer with zeros after their slots, up to `slots` in all."""
+
+    def pad(x: Array, axis: int) -> Array:
+        return jnp.pad(x, [(0, slots - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+    return jax.tree.map(lambda old: KeyValue(*map(pad, old, _slot_axes(old))), buffers, is_leaf=_is_buffer)
+
+
+def take_rows(buffers: Any, row: Int[Array, "r"]) -> Any:
+    """The buffers whose row `r` is row `row[r]` of these."""
+
+    def take(x: Array) -> Array:
+        layers = x.ndim - 4
+        layout = spec(*[None] * layers, "batch", "heads", None, None)
+        return x.at[(*[slice(None)] * layers, row)].get(mode="promise_in_bounds", out_sharding=layout)
+
+    return jax.tree.map(take, buffers)
+
+
+def take_answers(cache: Cache, row: Int[Array, "r"]) -> Cache:
     """The cache whose row `r` is row `row[r]` of this one; the images' keys and values stay as they are."""
     return cache._replace(
-        self_attention=jax.tree.map(lambda x: buffer_rows(x, row), cache.self_attention),
+        self_attention=take_rows(cache.self_attention, row),
         valid=cache.valid.at[row].get(mode="promise_in_bounds", out_sharding=spec("batch", None)),
     )
 
 
-def buffer_rows(x: Float[Array, "*layers b n s h"], row: Int[Array, "r"]) -> Float[Array, "*layers r n s h"]:
-    """Rows of one of a cache's buffers."""
-    layers = x.ndim - 4
-    layout = spec(*[None] * layers, "batch", "heads", None, None)
-    return x.at[(*[slice(None)] * layers, row)].get(mode="promise_in_bounds", out_sharding=layout)
+def _is_buffer(x: Any) -> bool:
+    return isinstance(x, KeyValue)
+
+
+def _slot_axes(buffer: KeyValue) -> tuple[int, int]:
+    return buffer.key.ndim - 1, buffer.value.ndim - 2

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.attention import attention, attention_weights
-from idefics_jax.cache import Cache, ImageKeyValue, KeyValue, write
+from idefics_jax.attention import Past, attention, attention_weights
+from idefics_jax.cache import Cache, KeyValue, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.layers import (
     GatedMLP,
@@ -48,16 +48,16 @@ class SelfAttention(nnx.Module):
         self.o = Linear(o, heads, embed, std=std)
 
     def __call__(
-        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t s"], cache: KeyValue | None, slot: Any
-    ) -> tuple[Float[Array, "b t d"], KeyValue | None, Float[Array, "b n t s"]]:
-        """Attends to `x` itself, or to the cache once `x` is written into it from `slot` on.
+        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None
+    ) -> tuple[Float[Array, "b t d"], KeyValue, Float[Array, "b n t s"]]:
+        """Attends to `x` itself, and to what was read before.
 
-        Returns the result, the written cache, and the attention weights (unused weights cost nothing under jit).
+        Returns the result, the keys and values of `x` to be cached, and the attention weights (what is not used costs
+        nothing under jit).
         """
         query, key, value = rotate(self.q(x), rope), rotate(self.k(x), rope).swapaxes(1, 2), self.v(x).swapaxes(1, 2)
-        if cache is not None:
-            cache = key, value = write(cache, key, value, slot)
-        return self.o(attention(query, key, value, mask)), cache, attention_weights(query, key, mask)
+        y = self.o(attention(query, key, value, mask, past))
+        return y, KeyValue(key.swapaxes(2, 3), value), attention_weights(query, key, mask, past)
 
 
 class DecoderLayer(nnx.Module):
@@ -71,11 +71,11 @@ class DecoderLayer(nnx.Module):
         self.mlp_norm = RMSNorm(embed, config.rms_norm_eps)
         self.mlp = GatedMLP(mlp_key, embed, config.intermediate_size, config.hidden_act, std=std)
 
-    def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t s"], cache: Any, slot: Any):
+    def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None):
         """As `SelfAttention.__call__`."""
-        y, cache, weights = self.attention(self.attention_norm(x), rope, mask, cache, slot)
+        y, new, weights = self.attention(self.attention_norm(x), rope, mask, past)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache, weights
+        return x + self.mlp(self.mlp_norm(x)), new, weights
 
 
 class CrossAttention(nnx.Module):
@@ -91,22 +91,20 @@ class CrossAttention(nnx.Module):
         self.q_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
         self.k_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
 
-    def keys_values(self, image_states: Float[Array, "b s e"]) -> ImageKeyValue:
+    def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
         """What queries meet of the images: the same for every token, so computed once per prompt."""
         key, value = self.k(image_states), self.v(image_states)
         key = key if self.k_norm is None else self.k_norm(key)
-        return key.swapaxes(1, 2), value.swapaxes(1, 2)
+        return KeyValue(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
 
-    def __call__(
-        self, x: Float[Array, "b t d"], images: ImageKeyValue, mask: Bool[Array, "b t s"]
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], images: KeyValue, mask: Bool[Array, "b t s"]) -> Float[Array, "b t d"]:
         query = self.q(x)
         query = query if self.q_norm is None else self.q_norm(query)
-        key, value = images
         # Beams share their prompt's images: they join the query axis, so that image keys are never repeated.
-        prompts, tokens = key.shape[0], x.shape[0] // key.shape[0] * x.shape[1]
+        prompts, tokens = images.key.shape[0], x.shape[0] // images.key.shape[0] * x.shape[1]
         folded = reshape(query, (prompts, tokens, *query.shape[2:]), "batch", None, "heads", None)
-        y = attention(folded, key, value, reshape(mask, (prompts, tokens, mask.shape[2]), "batch"))
+        mask = reshape(mask, (prompts, tokens, mask.shape[2]), "batch")
+        y = attention(folded, images.key.swapaxes(2, 3), images.value, mask)
         return self.o(reshape(y, query.shape, "batch", None, "heads", None))
 
 
@@ -132,7 +130,7 @@ class GatedCrossAttentionLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        images: ImageKeyValue,
+        images: KeyValue,
         mask: Bool[Array, "b t s"],
         sees_image: Bool[Array, "b t"],
     ) -> Float[Array, "b t d"]:
@@ -185,7 +183,7 @@ class Decoder(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         position_ids: Int[Array, "b t"],
-        valid: Bool[Array, "b s"],
+        valid: Bool[Array, "b t"],
         attends: Bool[Array, "b t i"],
         images: Float[Array, "bi images_patches e"] | Cache,
         *,
@@ -197,36 +195,54 @@ class Decoder(nnx.Module):
         Args:
             x: token vectors.
             position_ids: their rotary positions.
-            valid: real tokens among all slots: the cache's, where there is one, with the new ones already marked.
+            valid: which of them are real, not padding.
             attends: which images each token sees.
             images: the images' states, or a cache that has their keys and values.
         """
         config = self.config
         cache = images if isinstance(images, Cache) else None
-        slot = 0 if cache is None else cache.length
         rope = rotary_angles(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
-        mask = causal_mask(valid, slot, x.shape[1])
+        mask = causal_mask(valid)
         sees_image = jnp.any(attends, axis=-1)
 
-        def layer_body(x, layer, cache):
-            x, cache, weights = layer(x, rope, mask, cache, slot)
-            return x, (cache, x if output_hidden_states else None, weights if output_attentions else None)
+        def layer_body(x, layer, buffers):
+            past = None if cache is None else Past(*buffers, cache.valid[:, None])
+            x, new, weights = layer(x, rope, mask, past)
+            return x, (
+                None if cache is None else new,
+                x if output_hidden_states else None,
+                weights if output_attentions else None,
+            )
 
-        def group_body(x, group, images, cache):
+        def group_body(x, group, images, buffers):
             images = group.cross.attention.keys_values(image_states) if images is None else images
-            patches = images[0].shape[2] // attends.shape[2]
+            patches = images.value.shape[2] // attends.shape[2]
             x = group.cross(x, images, image_mask(attends, patches), sees_image)
-            return run(layer_body, x, group.layers, cache)
+            return run(layer_body, x, group.layers, buffers)
 
         image_states = None if cache is not None else images
         extras = (None, None) if cache is None else (cache.cross_attention, cache.self_attention)
         embeds = x
-        x, (written, states, attentions) = run(group_body, constrain(x, "batch"), self.groups, *extras)
+        x, (new, states, attentions) = run(group_body, constrain(x, "batch"), self.groups, *extras)
         hidden = self.norm(x)
         if cache is not None:
-            cache = cache._replace(self_attention=written, valid=valid, length=cache.length + x.shape[1])
+            cache = self._written(cache, new, valid, hidden)
         states = None if states is None else (embeds, *self._per_layer(states)[:-1], hidden)
         return DecoderOutput(hidden, cache, states, None if attentions is None else self._per_layer(attentions))
+
+    @staticmethod
+    def _written(cache: Cache, new: Any, valid: Bool[Array, "b t"], hidden: Float[Array, "b t d"]) -> Cache:
+        """The cache with the new tokens, written after every layer has read the old ones.
+
+        XLA writes in place only where the write visibly comes after the reads; otherwise it copies every buffer at
+        every step. Hence a slot that depends on the result: nothing is added to it.
+        """
+        slot = cache.length + jnp.minimum(jnp.isnan(jnp.max(hidden)).astype(jnp.int32), 0)
+        return cache._replace(
+            self_attention=write(cache.self_attention, new, slot),
+            valid=jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, slot, 1),
+            length=cache.length + valid.shape[1],
+        )
 
     def _per_layer(self, piled: Any) -> tuple[Array, ...]:
         """Groups of layers' outputs, listed or stacked, as one tuple over all layers."""

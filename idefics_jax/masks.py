@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-def causal_mask(valid: Bool[Array, "b s"], start: Int[Array, ""] | int, length: int) -> Bool[Array, "b t s"]:
-    """Queries in slots `start .. start + length` look at real tokens in their own and earlier slots.
+def causal_mask(valid: Bool[Array, "b t"]) -> Bool[Array, "b t t"]:
+    """Tokens look at real tokens: themselves and earlier ones.
 
-    A left-padded row, `valid = [0 0 1 1 1]`, `start = 0`, `length = 5`; `.` is False:
+    A left-padded row, `valid = [0 0 1 1 1]`; `.` is False:
 
         key     0 1 2 3 4
         query 0 . . . . .
@@ -16,9 +16,8 @@ def causal_mask(valid: Bool[Array, "b s"], start: Int[Array, ""] | int, length: 
         query 3 . . 1 1 .
         query 4 . . 1 1 1
     """
-    queries = start + jnp.arange(length)
-    causal = jnp.arange(valid.shape[1]) <= queries[:, None]
-    return causal[None] & valid[:, None]
+    places = jnp.arange(valid.shape[1])
+    return (places <= places[:, None]) & valid[:, None]
 
 
 def image_mask(attends: Bool[Array, "b t i"], patches: int) -> Bool[Array, "b t s"]:

@@ -104,8 +104,8 @@ class IdeficsModel(Pretrained):
         piles = config.num_hidden_layers // config.cross_layer_interval, config.cross_layer_interval
         stacked = not isinstance(self.decoder.groups, nnx.List)
         return Cache(
-            self_attention=empty_buffers(piles, (batch, heads, slots, head_dim), self.dtype, stacked),
-            cross_attention=empty_buffers(piles[:1], (batch, heads, image_slots, head_dim), self.dtype, stacked),
+            self_attention=empty_buffers(piles, batch, heads, slots, head_dim, self.dtype, stacked),
+            cross_attention=empty_buffers(piles[:1], batch, heads, image_slots, head_dim, self.dtype, stacked),
             valid=constrain(jnp.zeros((batch, slots), bool), "batch"),
             length=jnp.int32(0),
         )
@@ -131,8 +131,7 @@ class IdeficsModel(Pretrained):
         valid, image_attends = constrain(valid, "batch"), constrain(image_attends, "batch")
         read = jnp.sum(cache.valid, axis=-1, keepdims=True)
         positions = jnp.where(valid, count_positions(valid) + read, 1)
-        slots = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, 1)
-        output = self.decoder(inputs_embeds, positions, slots, image_attends, cache)
+        output = self.decoder(inputs_embeds, positions, valid, image_attends, cache)
         return output.hidden, output.cache
 
     @partial(jax.jit, static_argnames=("interpolate_pos_encoding", "output_hidden_states", "output_attentions"))

@@ -151,10 +151,10 @@ def test_closed_gates_leave_a_plain_llama(stacked):
 
         head_dim = config.hidden_size // config.num_attention_heads
         rope = rotary_angles(jnp.broadcast_to(jnp.arange(8), (2, 8)), head_dim, config.rope_theta)
-        mask = causal_mask(jnp.ones((2, 8), bool), 0, 8)
+        mask = causal_mask(jnp.ones((2, 8), bool))
 
         def group_body(x, group):
-            return run(lambda x, layer: (layer(x, rope, mask, None, 0)[0], ()), x, group.layers)
+            return run(lambda x, layer: (layer(x, rope, mask, None)[0], ()), x, group.layers)
 
         x, _ = run(group_body, model.model.embed(ids), model.model.decoder.groups)
         return model.logits(model.model.decoder.norm(x))

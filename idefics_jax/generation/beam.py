@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.cache import Cache, take_rows
+from idefics_jax.cache import Cache, take_answers
 from idefics_jax.generation.sampling import History, Sampling, restrict
 from idefics_jax.generation.stopping import advance
 from idefics_jax.sharding import constrain
@@ -204,9 +204,9 @@ def beam_search(
         x = model.model.embed(token)
         hidden, cache = model.model.extend(x, jnp.ones(token.shape, bool), state.image_mask[:, None], cache)
         state, row = choose(state, constrain(model.logits(hidden)[:, 0]), sampling, rules, limit, candidates)
-        return take_rows(cache, row), state
+        return take_answers(cache, row), state
 
     beams, state = state.running.shape[1], jax.tree.map(constrain, state)  # on a mesh, host arrays are on none
     state, row = choose(state, jnp.repeat(logits, beams, axis=0), sampling, rules, limit, candidates)
-    _, state = jax.lax.while_loop(running, step, (take_rows(cache, row // beams), state))
+    _, state = jax.lax.while_loop(running, step, (take_answers(cache, row // beams), state))
     return state

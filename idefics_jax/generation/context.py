@@ -35,7 +35,7 @@ class Context(NamedTuple):
     @property
     def patches(self) -> int:
         """Vectors that the cache has of each image."""
-        return jax.tree.leaves(self.cache.cross_attention)[0].shape[-2] // self.image_mask.shape[1]
+        return jax.tree.leaves(self.cache.cross_attention)[0].shape[-1] // self.image_mask.shape[1]
 
 
 class Reading(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from idefics_jax.cache import Cache, buffer_rows, take_rows
+from idefics_jax.cache import Cache, grow, take_answers, take_rows, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import chunks
 from idefics_jax.generation.prompts import Prompts
@@ -92,7 +92,10 @@ def prefill(
     batch, _, images = image_mask.shape
     tokens = constrain(tokens, "batch")
     if cache is not None:
-        cache = _grown(cache, slots)
+        more = slots - cache.valid.shape[1]
+        cache = cache._replace(
+            self_attention=grow(cache.self_attention, slots), valid=jnp.pad(cache.valid, ((0, 0), (0, more)))
+        )
     elif states is not None:
         cache = model.model.init_cache(batch, slots, images * states.shape[1])
     if states is not None:
@@ -105,20 +108,6 @@ def prefill(
     return constrain(model.logits(hidden[:, -1:])[:, 0]), cache
 
 
-def _grown(cache: Cache, slots: int) -> Cache:
-    """The cache with room for `slots` tokens."""
-    more = slots - cache.valid.shape[1]
-    return cache._replace(
-        self_attention=jax.tree.map(lambda x: _padded(x, more), cache.self_attention),
-        valid=jnp.pad(cache.valid, ((0, 0), (0, more))),
-    )
-
-
-def _padded(x: Array, more: int) -> Array:
-    """`[..., b, n, s, h]` with zeros after its slots."""
-    return jnp.pad(x, [(0, more) if axis == x.ndim - 2 else (0, 0) for axis in range(x.ndim)])
-
-
 def _with_images(
     model: Any,
     cache: Cache,
@@ -129,27 +118,21 @@ def _with_images(
 ) -> Cache:
     """The cache with the first `new_images` of `states` after the images in use, and room for `images` in all."""
     batch, _, patches, _ = states.shape
-
-    def room(old: Array) -> Array:
-        if old.shape[-4] < batch:  # answers to one prompt part ways here
-            old = buffer_rows(old, jnp.arange(batch) // (batch // old.shape[-4]))
-        return _padded(old, images * patches - old.shape[-2])
+    buffers = cache.cross_attention
+    prompts = jax.tree.leaves(buffers)[0].shape[-4]
+    if prompts < batch:  # answers to one prompt part ways here
+        buffers = take_rows(buffers, jnp.arange(batch) // (batch // prompts))
 
     def add(image: Int[Array, ""], buffers: Any) -> Any:
         state = jax.lax.dynamic_index_in_dim(states, image, axis=1, keepdims=False)
-        start = (used_images + image) * patches
-        return jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, old.ndim - 2),
-            buffers,
-            model.model.decoder.image_keys_values(state),
-        )
+        return write(buffers, model.model.decoder.image_keys_values(state), (used_images + image) * patches)
 
     # One by one: unused room costs nothing.
-    buffers = jax.tree.map(room, cache.cross_attention)
-    return cache._replace(cross_attention=jax.lax.fori_loop(0, new_images, add, buffers))
+    buffers = jax.lax.fori_loop(0, new_images, add, grow(buffers, images * patches))
+    return cache._replace(cross_attention=buffers)
 
 
 @partial(jax.jit, static_argnames="copies")
 def expand(cache: Cache, copies: int) -> Cache:
     """Every prompt's row `copies` times, for several answers to it; the images' keys and values stay as they are."""
-    return take_rows(cache, jnp.arange(cache.valid.shape[0] * copies) // copies)
+    return take_answers(cache, jnp.arange(cache.valid.shape[0] * copies) // copies)
