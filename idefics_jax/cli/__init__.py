@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from idefics_jax.cli.arguments import make_parser
 
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traceback before it where the environment has IDEFICS_JAX_DEBUG.
     """
     options = make_parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
     try:
         if options.command == "generate":
             from idefics_jax.cli.generate import run

@@ -14,19 +14,13 @@ import pytest
 
 from idefics_jax.cli import main
 from idefics_jax.cli.arguments import CHAT_EXAMPLES, EXAMPLES, GENERATE_EXAMPLES
-from tests.make_checkpoint import make_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = Path(sys.executable).parent / "idefics-jax"
 PROMPT = ["--image", str(ROOT / "examples" / "cat.jpg"), "--prompt", "User:<image>What is in this picture?"]
 FEW = ["--max-new-tokens", "12"]
 PUBLISHED = "HuggingFaceM4/idefics-9b-instruct"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("commands") / "checkpoint")
 
 
 @pytest.fixture
