@@ -66,15 +66,8 @@ class Reading(NamedTuple):
 
 
 def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> Reading:
-    """Puts prompts into buckets, after what `context` has, with room for `new_tokens` more.
-
-    Raises:
-        ValueError: there are not as many prompts as conversations.
-    """
-    count = len(prompts.tokens)
-    if context is not None and count != len(context.pending):
-        raise ValueError(f"The cache is of {len(context.pending)} conversations, and {count} prompts were given.")
-    new_images = prompts.image_mask.shape[2]
+    """Puts prompts into buckets, after what `context` has, with room for `new_tokens` more."""
+    count, new_images = len(prompts.tokens), prompts.image_mask.shape[2]
     if context is None:
         tokens, embeds, valid, mask = prompts.tokens, prompts.embeds, prompts.valid, prompts.image_mask
         embedded = None if embeds is None else valid

@@ -130,6 +130,10 @@ def generate(
         image_encoder_embeddings=image_encoder_embeddings,
         perceiver_embeddings=perceiver_embeddings,
     )
+    if cache is not None and len(prompts.tokens) != len(cache.pending):
+        raise ValueError(
+            f"The cache is of {len(cache.pending)} conversations, and {len(prompts.tokens)} prompts were given."
+        )
     limit = _limit(prompts, cache, config.max_position_embeddings, max_new_tokens, max_length)
     vocabulary = config.vocab_size + config.additional_vocab_size
     stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
@@ -151,11 +155,12 @@ def generate(
     scores = context = None
     with on_mesh_of(model):
         reading = plan_reading(prompts, cache, limit)
+        rules = make_beam_rules(length_penalty, early_stopping, reading.slots)
         logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
         if num_beams > 1:
-            rules = make_beam_rules(length_penalty, early_stopping, reading.slots)
+            fill = pad or (eos or [0])[0]  # the reference's choice, which takes a padding token of 0 for none
             answers, scores = search(
-                model, logits, read_cache, reading, num_beams, num_return_sequences, sampling, rules, limit
+                model, logits, read_cache, reading, num_beams, num_return_sequences, sampling, rules, limit, fill
             )
         else:
             if streamer is not None and prompts.embeds is None:

@@ -104,17 +104,18 @@ def search(
     sampling: Sampling,
     rules: BeamRules,
     limit: int,
+    fill: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Beam search: the `best` answers to each prompt, `[prompts * best, new tokens]`, and their scores.
+
+    After their ends answers have `fill`.
 
     Raises:
         ValueError: the model gave NaN.
     """
-    real, ends = len(reading.conversations), int(sampling.eos.sum())
-    # What follows the end: the reference's choice, which takes a padding token of 0 for none.
-    fill = int(sampling.pad) or (int(np.argmax(sampling.eos)) if ends else -1)
+    real = len(reading.conversations)
     state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.slots, fill)
-    candidates = beams * max(2, 1 + ends)
+    candidates = beams * max(2, 1 + int(sampling.eos.sum()))
     state = beam_search(model, cache, state, logits, sampling, rules, np.int32(limit), candidates=candidates)
     answers, lengths, scores, broken = jax.device_get((state.answers, state.lengths, state.scores, state.broken))
     _check_finite(broken[:real], 1)
