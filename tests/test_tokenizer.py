@@ -72,6 +72,8 @@ def test_the_two_dogs_prompt_of_the_model_card(tmp_path, form):
     assert len(tokenizer) == 32003
     assert two_dogs(tokenizer) == TWO_DOGS
     tokenizer.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert (config["legacy"], config["tokenizer_class"]) == (True, "LlamaTokenizer")
     assert two_dogs(IdeficsTokenizer.from_pretrained(tmp_path / "saved")) == TWO_DOGS
     assert tokenizer.decode(TWO_DOGS, skip_special_tokens=True) == (
         "User: Describe this image.\nAssistant: An image of two dogs.\nUser: Describe this image.\nAssistant:"
@@ -207,7 +209,6 @@ def test_save_and_load(tmp_path, tiny):
         assert loaded.encode(text) == pickled.encode(text) == tiny.encode(text)
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id, loaded.pad_token_id) == (1, 2, 0, 0)
     assert (loaded.padding_side, loaded.truncation_side) == ("left", "right")
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["legacy"] is True
 
 
 def test_padding_and_truncation_in_the_file_are_not_applied(tmp_path, tiny):
