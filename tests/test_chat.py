@@ -2,19 +2,15 @@
 
 import base64
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from idefics_jax.image_processor import IdeficsImageProcessor
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.prompts import Text
-from idefics_jax.tokenizer import IdeficsTokenizer
-from tests.tiny_tokenizer import save_tiny_tokenizer
+from tests.tiny_processor import BLUE, RED, assert_same, tiny_processor
 
-RED, BLUE = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (2, 2), "blue")
 CONVERSATION = [
     {"role": "user", "content": [{"type": "text", "text": "What is in this image?"}, {"type": "image", "image": RED}]},
     {"role": "assistant", "content": "This picture depicts Idefix."},
@@ -22,19 +18,9 @@ CONVERSATION = [
 ]
 
 
-def load(folder: Path, end_of_utterance: bool) -> IdeficsProcessor:
-    save_tiny_tokenizer(folder, end_of_utterance)
-    return IdeficsProcessor(IdeficsImageProcessor(image_size=2), IdeficsTokenizer.from_pretrained(folder))
-
-
-@pytest.fixture(scope="module")
-def instruct(tmp_path_factory) -> IdeficsProcessor:
-    return load(tmp_path_factory.mktemp("instruct"), True)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> IdeficsProcessor:
-    return load(tmp_path_factory.mktemp("base"), False)
+@pytest.fixture
+def instruct() -> IdeficsProcessor:
+    return tiny_processor()
 
 
 def test_the_model_cards_conversation(instruct):
@@ -49,13 +35,11 @@ def test_the_model_cards_conversation(instruct):
     card = ["User: What is in this image?", RED, "<end_of_utterance>"]
     card += ["\nAssistant: This picture depicts Idefix.<end_of_utterance>"]
     card += ["\nUser:", BLUE, "And who is that?<end_of_utterance>", "\nAssistant:"]
-    ours, theirs = instruct(prompt), instruct(card, add_end_of_utterance_token=False)
-    for name, values in ours.items():
-        np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+    assert_same(instruct(prompt), instruct(card, add_end_of_utterance_token=False))
 
 
-def test_base_checkpoints_do_without_the_token(base):
-    assert base.apply_chat_template(CONVERSATION[1:]) == [
+def test_base_checkpoints_do_without_the_token():
+    assert tiny_processor(False).apply_chat_template(CONVERSATION[1:]) == [
         "Assistant: This picture depicts Idefix.\nUser:",
         BLUE,
         "And who is that?",
@@ -96,8 +80,7 @@ def test_sources_of_images(instruct, tmp_path):
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
         {"type": "image_url", "image_url": url},
     ]:
-        for name, values in inputs(part).items():
-            np.testing.assert_array_equal(values, expected[name], err_msg=name)
+        assert_same(inputs(part), expected)
 
 
 def test_what_users_write_is_text(instruct, tmp_path, monkeypatch):
@@ -121,10 +104,7 @@ def test_a_batch_of_conversations(instruct):
     assert prompts == [instruct.apply_chat_template(one, add_generation_prompt=True) for one in batch]
     arguments = {"padding_side": "right", "pad_to_multiple_of": 16}
     tokenized = instruct.apply_chat_template(batch, add_generation_prompt=True, tokenize=True, **arguments)
-    expected = instruct(prompts, **arguments)
-    assert tokenized.keys() == expected.keys()
-    for name, values in tokenized.items():
-        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    assert_same(tokenized, instruct(prompts, **arguments))
 
 
 def test_messages_are_not_changed(instruct):

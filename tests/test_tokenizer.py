@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from idefics_jax.sentencepiece_model import read_sentencepiece
 from idefics_jax.tokenizer import IdeficsTokenizer, TextStreamer
-from tests.tiny_tokenizer import VOCAB_SIZE, field, pieces, save_sentencepiece, save_tiny_tokenizer, varint_field
+from tests.tiny_tokenizer import VOCAB_SIZE, learnt_pieces, random_texts, save_sentencepiece, save_tiny_tokenizer
 
 FAKE, IMAGE = "<fake_token_around_image>", "<image>"
 # All pieces of LLaMA's vocabulary that are part of a word of the two-dogs prompt, by id. The score is 259 - id.
@@ -113,77 +112,10 @@ def test_spaces_are_the_originals(tiny):
     assert tiny.encode("") == []
 
 
-def random_texts(count: int) -> list[str]:
-    """Words that the tiny tokenizer knows and knows in part, spaces, newlines and characters that it does not know."""
-    random = np.random.default_rng(3)
-    words = [
-        " ",
-        "  ",
-        "\n",
-        "the",
-        "image",
-        " What",
-        "thethe",
-        "differs",
-        "é",
-        "猫",
-        "😀",
-        "e\u0301",
-        "▁",
-        "\t",
-        "0x0A",
-    ]
-    return ["".join(random.choice(words, random.integers(1, 12))) for _ in range(count)]
-
-
-def joined_by_score(text: str, scores: dict[str, float], ids: dict[str, int]) -> list[int]:
-    """Sentencepiece's BPE as its paper says it: join the neighbours of the best score, leftmost first, until none."""
-    symbols = list("▁" + text.replace(" ", "▁"))
-    while True:
-        joins = [(-scores[a + b], place) for place, (a, b) in enumerate(pairwise(symbols)) if a + b in scores]
-        if not joins:
-            break
-        place = min(joins)[1]
-        symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
-    known = [[symbol] if symbol in ids else [f"<0x{byte:02X}>" for byte in symbol.encode()] for symbol in symbols]
-    return [ids[piece] for run in known for piece in run]
-
-
-def learnt_pieces() -> list[tuple[str, float]]:
-    return [(piece, -float(rank)) for rank, piece in enumerate(pieces()[0][259:])]
-
-
-def test_a_sentencepiece_model_is_read_as_it_was_meant(tmp_path):
-    learnt = learnt_pieces()
-    save_sentencepiece(tmp_path / "tokenizer.model", learnt)
-    tokenizer = IdeficsTokenizer.from_pretrained(tmp_path)
-    ids = {piece: id for id, piece in enumerate(pieces()[0])}
-    for text in random_texts(300):
-        assert tokenizer.encode(text) == joined_by_score(text, dict(learnt), ids)
-        assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
-
-
-@pytest.mark.torch
-def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(tmp_path):
-    """Also with a vocabulary whose pieces can be cut in many ways."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    random = np.random.default_rng(4)
-    letters = ["▁", "a", "b", "c"]
-    dense = {"".join(random.choice(letters, random.integers(2, 6))) for _ in range(200)} | set(letters)
-    ranked = [(piece, -float(rank)) for rank, piece in enumerate(random.permutation(sorted(dense)).tolist())]
-    dense_texts = ["".join(random.choice([" ", "a", "b", "c"], 20)) for _ in range(300)]
-    for learnt, texts in [(learnt_pieces(), random_texts(300)), (ranked, dense_texts)]:
-        save_sentencepiece(tmp_path / "tokenizer.model", learnt)
-        tokenizer = IdeficsTokenizer.from_pretrained(tmp_path)
-        theirs = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
-        assert [tokenizer.encode(text) for text in texts] == theirs.encode(texts)
-
-
 # Files
 
 
 def test_special_tokens_come_from_any_of_the_files(tmp_path):
-    learnt = learnt_pieces()
     for name, content in {
         "added_tokens.json": {IMAGE: VOCAB_SIZE + 1, FAKE: VOCAB_SIZE},
         "tokenizer_config.json": {
@@ -193,7 +125,7 @@ def test_special_tokens_come_from_any_of_the_files(tmp_path):
     }.items():
         folder = tmp_path / name
         folder.mkdir()
-        save_sentencepiece(folder / "tokenizer.model", learnt)
+        save_sentencepiece(folder / "tokenizer.model", learnt_pieces())
         (folder / name).write_text(json.dumps(content))
         tokenizer = IdeficsTokenizer.from_pretrained(folder)
         assert tokenizer.convert_tokens_to_ids([FAKE, IMAGE]) == [VOCAB_SIZE, VOCAB_SIZE + 1]
@@ -269,31 +201,6 @@ def test_a_vocabulary_without_llamas_tokens_is_refused(tmp_path):
     assert message(tmp_path) == "The tokenizer has no <s> token; use the checkpoint's own tokenizer."
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<begin>"}))
     assert IdeficsTokenizer.from_pretrained(tmp_path).bos_token_id == 1
-
-
-def test_a_damaged_sentencepiece_model_is_named(tmp_path):
-    path = tmp_path / "tokenizer.model"
-    save_sentencepiece(path, learnt_pieces())
-    whole = path.read_bytes()
-    for damaged in (b"", b"just words", whole[:-1], whole[: len(whole) // 2], b"\x00" * 99):
-        path.write_bytes(damaged)
-        assert message(tmp_path) == f"{path} is truncated or not a sentencepiece model; replace the file."
-
-
-@pytest.mark.parametrize(
-    ("trainer", "normalizer", "expected"),
-    [
-        (varint_field(3, 1), b"", "BPE"),
-        (b"", field(2, b"charsmap"), "no character map"),
-        (b"", varint_field(3, 0), "add_dummy_prefix"),
-        (b"", varint_field(4, 1), "remove_extra_whitespaces off"),
-        (b"", varint_field(5, 0), "escape_whitespaces"),
-    ],
-)
-def test_a_sentencepiece_model_unlike_llamas_is_refused(tmp_path, trainer, normalizer, expected):
-    path = tmp_path / "tokenizer.model"
-    save_sentencepiece(path, learnt_pieces(), trainer, normalizer)
-    assert message(tmp_path) == f"{path} is not like LLaMA's (expected: {expected}); give a tokenizer.json instead."
 
 
 # Decoding

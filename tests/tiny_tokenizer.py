@@ -11,6 +11,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 VOCAB_SIZE = 512
 FAKE_TOKEN_ID = VOCAB_SIZE
 IMAGE_TOKEN_ID = VOCAB_SIZE + 1
@@ -43,6 +45,34 @@ def pieces() -> tuple[list[str], list[tuple[str, str]]]:
         merges.append(best)
         split = {word: merged(symbols, best) for word, symbols in split.items()}
     return [*controls, *("".join(merge) for merge in merges), *CHARACTERS], merges
+
+
+def learnt_pieces() -> list[tuple[str, float]]:
+    """The pieces but the first 259 with sentencepiece's scores."""
+    return [(piece, -float(rank)) for rank, piece in enumerate(pieces()[0][259:])]
+
+
+def random_texts(count: int) -> list[str]:
+    """Words that the tiny tokenizer knows and knows in part, spaces, newlines and characters that it does not know."""
+    random = np.random.default_rng(3)
+    words = [
+        " ",
+        "  ",
+        "\n",
+        "the",
+        "image",
+        " What",
+        "thethe",
+        "differs",
+        "é",
+        "猫",
+        "😀",
+        "e\u0301",
+        "▁",
+        "\t",
+        "0x0A",
+    ]
+    return ["".join(random.choice(words, random.integers(1, 12))) for _ in range(count)]
 
 
 def merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
