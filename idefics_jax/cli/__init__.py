@@ -11,11 +11,21 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a program ended 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command with these arguments (default: the process's) and returns its exit status.
+    """Runs the command with these arguments and returns its exit status; without any, as a process, which it ends.
 
     Answers alone go to standard output. What goes wrong is one sentence on standard error and status 1, with a
-    traceback before it where the environment has IDEFICS_JAX_DEBUG.
+    traceback instead where the environment has IDEFICS_JAX_DEBUG.
     """
+    if arguments is not None:
+        return execute(arguments)
+    status = execute(sys.argv[1:])
+    sys.stderr.flush()
+    # Without Python's teardown: a computation that was interrupted goes on in JAX's threads, and would crash under it.
+    os._exit(status)
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """What `main` says; everything is written out when it returns."""
     options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
@@ -30,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the answer has gone; nor can Python's own flush at exit write any more.
+        # Whoever read the answer has gone; what is left to write, at exit too, goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (OSError, ValueError, MemoryError, RuntimeError) as error:

@@ -1,13 +1,16 @@
 """The command as a process of its own, and every command that README and `--help` show."""
 
+import contextlib
 import io
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,35 @@ def test_a_conversation_answers_at_once_and_an_interrupt_ends_it_quietly(start, 
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_at_a_terminal_an_interrupt_ends_the_answer_not_the_conversation(checkpoint):
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(COMMAND, [COMMAND, "chat", "--model", str(checkpoint), "--max-new-tokens", "1500"])
+
+    def expect(text, within=60):
+        shown, end = b"", time.monotonic() + within
+        while text not in shown:
+            assert time.monotonic() < end, shown
+            if select.select([terminal], [], [], 1)[0]:
+                shown += os.read(terminal, 1 << 16)
+
+    try:
+        expect(b"> ")
+        os.write(terminal, b"Hello.\n")
+        expect(b"Compiling program")
+        os.write(terminal, b"\x03")
+        expect(b"are forgotten.\r\n> ")
+        os.write(terminal, b"/quit\n")
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            expect(b"Traceback")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        os.close(terminal)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
