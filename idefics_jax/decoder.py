@@ -187,6 +187,7 @@ class Decoder(nnx.Module):
         attends: Bool[Array, "b t i"],
         images: Float[Array, "bi images_patches e"] | Cache,
         *,
+        fresh: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> DecoderOutput:
@@ -198,6 +199,7 @@ class Decoder(nnx.Module):
             valid: which of them are real, not padding.
             attends: which images each token sees.
             images: the images' states, or a cache that has their keys and values.
+            fresh: no token was read before; the cache is only written.
         """
         config = self.config
         cache = images if isinstance(images, Cache) else None
@@ -206,7 +208,7 @@ class Decoder(nnx.Module):
         sees_image = jnp.any(attends, axis=-1)
 
         def layer_body(x, layer, buffers):
-            past = None if cache is None else Past(*buffers, cache.valid[:, None])
+            past = None if cache is None or fresh else Past(*buffers, cache.valid[:, None])
             x, new, weights = layer(x, rope, mask, past)
             return x, (
                 None if cache is None else new,

@@ -116,6 +116,7 @@ class IdeficsModel(Pretrained):
         valid: Bool[Array, "b t"],
         image_attends: Bool[Array, "b t i"],
         cache: Cache,
+        fresh: bool = False,
     ) -> tuple[Float[Array, "b t d"], Cache]:
         """Reads `t` more tokens into the cache: a whole prompt, or the one token just sampled.
 
@@ -124,6 +125,7 @@ class IdeficsModel(Pretrained):
             valid: False at padding, which takes a slot but is never looked at.
             image_attends: which images each token sees.
             cache: has at least `t` free slots.
+            fresh: no token was read before.
 
         Returns:
             The tokens' last hidden states, and the cache that has them.
@@ -131,7 +133,7 @@ class IdeficsModel(Pretrained):
         valid, image_attends = constrain(valid, "batch"), constrain(image_attends, "batch")
         read = jnp.sum(cache.valid, axis=-1, keepdims=True)
         positions = jnp.where(valid, count_positions(valid) + read, 1)
-        output = self.decoder(inputs_embeds, positions, valid, image_attends, cache)
+        output = self.decoder(inputs_embeds, positions, valid, image_attends, cache, fresh=fresh)
         return output.hidden, output.cache
 
     @partial(jax.jit, static_argnames=("interpolate_pos_encoding", "output_hidden_states", "output_attentions"))

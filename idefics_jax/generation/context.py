@@ -44,6 +44,7 @@ class Reading(NamedTuple):
     Attributes:
         tokens, embeds, embedded, valid, image_mask: as `prefill` takes them.
         slots: room for tokens in the cache.
+        room: for new tokens in the answer.
         used_images: image slots in use before.
         new_image_slots: how many images each row of new ones has, unused ones of the bucket included.
         images: image slots in use afterwards.
@@ -57,6 +58,7 @@ class Reading(NamedTuple):
     valid: np.ndarray
     image_mask: np.ndarray
     slots: int
+    room: int
     used_images: int
     new_image_slots: int
     images: int
@@ -100,6 +102,7 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
         valid=aligned(valid, valid, rows, columns),
         image_mask=aligned(mask, valid, rows, columns),
         slots=slots,
+        room=bucket(new_tokens, SLOTS),
         used_images=used,
         new_image_slots=bucket(new_images, IMAGES),
         images=used + new_images,

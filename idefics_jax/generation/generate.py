@@ -155,7 +155,7 @@ def generate(
     scores = context = None
     with on_mesh_of(model):
         reading = plan_reading(prompts, cache, limit)
-        rules = make_beam_rules(length_penalty, early_stopping, reading.slots)
+        rules = make_beam_rules(length_penalty, early_stopping, reading.room)
         logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
         if num_beams > 1:
             fill = pad or (eos or [0])[0]  # the reference's choice, which takes a padding token of 0 for none

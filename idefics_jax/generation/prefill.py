@@ -21,7 +21,8 @@ def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolat
     An image that no token sees is padding and costs nothing.
     """
     images, images_are = prompts.images, prompts.images_are
-    states = jnp.asarray(np.zeros((rows * slots, *_image_shape(model.config, images, images_are)), model.model.dtype))
+    shape = _image_shape(model.config, images, images_are)
+    states = jax.device_put(np.zeros((rows * slots, *shape), model.model.dtype))
     if images is None:
         return states
     row, image = np.nonzero(prompts.seen_images)
@@ -54,7 +55,7 @@ def _read_images(
     return constrain(read[:, 0])
 
 
-@partial(jax.jit, donate_argnames="states")
+@jax.jit
 def _put(states: Float[Array, "n p e"], read: Float[Array, "m p e"], target: Int[Array, "m"]) -> Float[Array, "n p e"]:
     """A program of its own: the vision tower is not compiled for every `n`. Targets beyond the end are dropped."""
     return states.at[target].set(read.astype(states.dtype), mode="drop")
@@ -89,7 +90,7 @@ def prefill(
     Returns:
         Scores of the next token, and the cache.
     """
-    batch, _, images = image_mask.shape
+    (batch, _, images), fresh = image_mask.shape, cache is None
     tokens = constrain(tokens, "batch")
     if cache is not None:
         more = slots - cache.valid.shape[1]
@@ -104,7 +105,7 @@ def prefill(
     x = model.model.embed(tokens)
     if embeds is not None and embedded is not None:
         x = jnp.where(constrain(embedded, "batch")[..., None], constrain(embeds, "batch").astype(x.dtype), x)
-    hidden, cache = model.model.extend(x, valid, image_mask, cache)
+    hidden, cache = model.model.extend(x, valid, image_mask, cache, fresh)
     return constrain(model.logits(hidden[:, -1:])[:, 0]), cache
 
 

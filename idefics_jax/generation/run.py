@@ -61,7 +61,7 @@ def answer(
         ValueError: the model gave NaN.
     """
     real = len(reading.conversations) * copies
-    state = make_state(*_rows(reading, copies, sampling), real, reading.slots, int(sampling.pad))
+    state = make_state(*_rows(reading, copies, sampling), real, reading.room, int(sampling.pad))
     cache = cache if copies == 1 else expand(cache, copies)
     state = start(state, logits, sampling, do_sample=do_sample)
     if streamer is None:
@@ -114,7 +114,7 @@ def search(
         ValueError: the model gave NaN.
     """
     real = len(reading.conversations)
-    state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.slots, fill)
+    state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.room, fill)
     candidates = beams * max(2, 1 + int(sampling.eos.sum()))
     state = beam_search(model, cache, state, logits, sampling, rules, np.int32(limit), candidates=candidates)
     answers, lengths, scores, broken = jax.device_get((state.answers, state.lengths, state.scores, state.broken))
