@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idefics_jax.cli import main
+from idefics_jax.cli import describe, main
 from tests.cli.helpers import change_tensor, check_sentence
 
 
@@ -186,3 +186,11 @@ def test_a_traceback_for_those_who_ask(generate, monkeypatch, tmp_path):
     monkeypatch.setenv("IDEFICS_JAX_DEBUG", "1")
     with pytest.raises(ValueError, match="add --temperature"):
         generate("--num-return-sequences", 2)
+
+
+def test_too_little_memory_is_told_as_such():
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 18 bytes.\nmany more lines")
+    assert describe(error) == (
+        "The memory is too small for the model and this prompt (RESOURCE_EXHAUSTED: Out of memory allocating 18 "
+        "bytes.); --dtype bfloat16 takes the least."
+    )
