@@ -208,7 +208,7 @@ class Decoder(nnx.Module):
         sees_image = jnp.any(attends, axis=-1)
 
         def layer_body(x, layer, buffers):
-            past = None if cache is None or fresh else Past(*buffers, cache.valid[:, None])
+            past = None if cache is None or fresh else Past(buffers.key, buffers.value, cache.valid[:, None])
             x, new, weights = layer(x, rope, mask, past)
             return x, (
                 None if cache is None else new,

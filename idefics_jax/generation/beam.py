@@ -5,6 +5,9 @@ Per prompt there are `k` running beams and the `k` best finished answers so far.
 best `k` that do not end run on.
 """
 
+# The tuples below are made of numpy on the host and hold JAX arrays once traced:
+# pyright: reportArgumentType=false
+
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,7 +84,7 @@ def make_beam_rules(length_penalty: float, early_stopping: bool | str, room: int
         length_divisor=(lengths**length_penalty).astype(np.float32),
         stop_when_full=np.bool_(early_stopping is True),
         expect_longest=np.bool_(early_stopping == "never" and length_penalty > 0),
-    )  # type: ignore[arg-type] - numpy here, arrays once traced
+    )
 
 
 def make_beam_state(
@@ -108,7 +111,7 @@ def make_beam_state(
         history=history,
         stop_state=stop_state,
         image_mask=image_mask,
-    )  # type: ignore[arg-type]
+    )
 
 
 def choose(

@@ -1,5 +1,8 @@
 """The decode loop: one compiled program that stays on the device until every row has ended."""
 
+# The tuples below are made of numpy on the host and hold JAX arrays once traced:
+# pyright: reportArgumentType=false
+
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,7 +61,7 @@ def make_state(
         history=history,
         stop_state=stop_state,
         image_mask=image_mask,
-    )  # type: ignore[arg-type] - numpy here, arrays once traced
+    )
 
 
 def choose(state: DecodeState, logits: Float[Array, "b v"], sampling: Sampling, do_sample: bool) -> DecodeState:

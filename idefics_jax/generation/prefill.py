@@ -80,7 +80,7 @@ def prefill(
 
     Args:
         cache: what was read before, not consumed; None at the start.
-        states: images to add, `n` a multiple of the batch; None adds none.
+        states: images to add, `n` a multiple of the batch; None, which only a cache allows, adds none.
         used_images: images that the cache holds in each row; the new ones come after them.
         new_images: how many each row of `states` begins with.
         tokens: padded on the left.
@@ -92,13 +92,14 @@ def prefill(
     """
     (batch, _, images), fresh = image_mask.shape, cache is None
     tokens = constrain(tokens, "batch")
-    if cache is not None:
+    if cache is None:
+        assert states is not None
+        cache = model.model.init_cache(batch, slots, images * states.shape[1])
+    else:
         more = slots - cache.valid.shape[1]
         cache = cache._replace(
             self_attention=grow(cache.self_attention, slots), valid=jnp.pad(cache.valid, ((0, 0), (0, more)))
         )
-    elif states is not None:
-        cache = model.model.init_cache(batch, slots, images * states.shape[1])
     if states is not None:
         states = constrain(states.reshape(batch, -1, *states.shape[1:]), "batch")
         cache = _with_images(model, cache, states, used_images, new_images, images)

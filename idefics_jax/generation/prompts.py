@@ -29,7 +29,7 @@ class Prompts(NamedTuple):
     @property
     def seen_images(self) -> np.ndarray:
         """bool `[b, i]`: the images that some token sees; the others are padding, and are never read."""
-        return self.image_mask.any(axis=1)
+        return np.any(self.image_mask, axis=1)
 
 
 def check_prompts(

@@ -3,6 +3,9 @@
 One compiled program serves every setting; a rule that is off has the value that changes nothing.
 """
 
+# The tuples below are made of numpy on the host and hold JAX arrays once traced:
+# pyright: reportArgumentType=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -108,7 +111,7 @@ def make_sampling(
         stop_table=stop_table,
         pad=np.int32(pad),
         seed=np.uint32(seed % 2**32),
-    )  # type: ignore[arg-type] - numpy here, arrays once traced
+    )
 
 
 def make_history(rows: Sequence[np.ndarray], sampling: Sampling) -> History:
@@ -119,7 +122,7 @@ def make_history(rows: Sequence[np.ndarray], sampling: Sampling) -> History:
         seen[row, tokens] = True
         if last := min(len(tokens), recent.shape[1]):
             recent[row, -last:] = tokens[-last:]
-    return History(seen, recent)  # type: ignore[arg-type]
+    return History(seen, recent)
 
 
 def _mask(size: int, tokens: Sequence[int]) -> np.ndarray:
