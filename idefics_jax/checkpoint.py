@@ -33,6 +33,10 @@ class Pretrained(nnx.Module):
 
     config: IdeficsConfig
 
+    def __init__(self, config: IdeficsConfig, key: Array, *, stacked: bool = False):
+        """Random weights, float32."""
+        raise NotImplementedError
+
     @classmethod
     def from_config(
         cls,
@@ -197,7 +201,7 @@ def _load(weight: hf.Weight, tensors: dict[str, Entry], advance) -> Array:
     """One leaf on its devices, each reading only the slice that it holds."""
     leaf, layers = weight.leaf, weight.names.ndim
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:  # a slice per axis
         names = weight.names[index[:layers]]
         # np.array copies: what JAX gets must not be a view of the file.
         parts = [
@@ -206,13 +210,10 @@ def _load(weight: hf.Weight, tensors: dict[str, Entry], advance) -> Array:
         ]
         return parts[0] if layers == 0 else np.stack(parts).reshape(*names.shape, *parts[0].shape)
 
-    array = jax.make_array_from_callback(leaf.shape, leaf.sharding or _one_device(), read)
+    here = leaf.sharding or jnp.zeros(()).sharding  # without a mesh, where new arrays go
+    array = jax.make_array_from_callback(leaf.shape, here, read)
     advance(leaf.size * leaf.dtype.itemsize)
     return array
-
-
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
 
 
 def _write(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: int) -> list[str]:

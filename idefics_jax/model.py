@@ -171,7 +171,7 @@ class IdeficsModel(Pretrained):
         if image_attention_mask is None:
             raise ValueError("Pass image_attention_mask [batch, seq, images]: it says which images each token sees.")
         with on_mesh_of(self):
-            x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds.astype(self.dtype)
+            x = jnp.asarray(inputs_embeds, self.dtype) if input_ids is None else self.embed(input_ids)
             valid = jnp.ones(x.shape[:2], bool) if attention_mask is None else attention_mask.astype(bool)
             images = self.encode_images(
                 pixel_values, image_encoder_embeddings, perceiver_embeddings, interpolate_pos_encoding

@@ -80,7 +80,7 @@ class VisionTower(nnx.Module):
             self.class_embedding[...].astype(patches.dtype), (patches.shape[0], 1, patches.shape[-1])
         )
         x = jnp.concatenate([constrain(class_token, "batch"), patches], axis=1)
-        x = x + self._positions(pixel_values.shape[1:3]).astype(x.dtype)
+        x = x + self._positions(pixel_values.shape[1], pixel_values.shape[2]).astype(x.dtype)
         x, _ = run(lambda x, layer: (layer(x), ()), self.pre_norm(x), self.layers)
         return x
 
@@ -105,12 +105,12 @@ class VisionTower(nnx.Module):
         grid = reshape(pixels, (batch, rows, size, columns, size, channels), "batch").swapaxes(2, 3)
         return reshape(grid, (batch, rows * columns, size, size, channels), "batch")
 
-    def _positions(self, image: tuple[int, int]) -> Float[Array, "p d"]:
+    def _positions(self, height: int, width: int) -> Float[Array, "p d"]:
         config, table = self.config, self.position_embedding[...]
-        if image == (config.image_size, config.image_size):
+        if (height, width) == (config.image_size, config.image_size):
             return table
         grid = config.image_size // config.patch_size
-        vertical, horizontal = (bicubic_matrix(grid, pixels // config.patch_size) for pixels in image)
+        vertical, horizontal = (bicubic_matrix(grid, pixels // config.patch_size) for pixels in (height, width))
         patches = table[1:].astype(jnp.float32).reshape(grid, grid, -1)
         patches = jnp.einsum("rh,cw,hwd->rcd", vertical, horizontal, patches).reshape(-1, table.shape[-1])
         return jnp.concatenate([table[:1], patches.astype(table.dtype)])

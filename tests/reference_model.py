@@ -36,8 +36,9 @@ def inputs(case: str) -> dict[str, np.ndarray]:
     image_attention_mask[2, 9] = 0
     if case == "no images":
         image_attention_mask[:] = 0
+    vocabulary = 64 if case == "no additional vocabulary" else 67
     return {
-        "input_ids": rng.integers(3, 64 if case == "no additional vocabulary" else 67, (3, 10), np.int32) * attention_mask,
+        "input_ids": rng.integers(3, vocabulary, (3, 10), np.int32) * attention_mask,
         "attention_mask": attention_mask,
         "pixel_values": rng.standard_normal((3, 2, height, width, 3), np.float32),
         "image_attention_mask": image_attention_mask,
@@ -61,7 +62,7 @@ def run_torch(case: str, folder: Path, dtype: str = "float32"):
     model, report = IdeficsForVisionText2Text.from_pretrained(
         checkpoint(case, folder), attn_implementation="eager", dtype=dtype, output_loading_info=True
     )
-    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    assert not report["missing_keys"] | report["unexpected_keys"], report
     batch = {name: torch.tensor(value) for name, value in inputs(case).items()}
     batch["pixel_values"] = batch["pixel_values"].permute(0, 1, 4, 2, 3)
     options = {"interpolate_pos_encoding": case == "interpolated", "output_hidden_states": True}
@@ -70,8 +71,10 @@ def run_torch(case: str, folder: Path, dtype: str = "float32"):
 
 
 def reference_loss(logits, batch: dict[str, Any]) -> float:
-    """The loss as IDEFICS was trained: targets that are padding do not count (the reference's `labels` forgets both that
-    and the additional tokens, so it is computed from its logits)."""
+    """The loss as IDEFICS was trained: targets that are padding do not count.
+
+    It is computed from the reference's logits, since its `labels` forgets both that and the additional tokens.
+    """
     import torch
 
     counted = batch["attention_mask"][:, 1:].bool()
@@ -92,7 +95,7 @@ def record() -> dict[str, np.ndarray]:
                 for layer, (state, weights) in enumerate(zip(output.hidden_states[1:], output.attentions, strict=True)):
                     arrays[f"{case}: hidden_states {layer}"] = state.numpy()
                     arrays[f"{case}: attentions {layer}"] = weights.numpy()
-        model, batch, exact = run_torch("published", Path(folder))
+        _, batch, exact = run_torch("published", Path(folder))
         rounded = run_torch("published", Path(folder), "bfloat16")[2]
         real = batch["attention_mask"].bool()
         error = (rounded.logits.float() - exact.logits)[real].pow(2).mean() / exact.logits[real].pow(2).mean()
