@@ -90,24 +90,24 @@ def prefill(
     Returns:
         Scores of the next token, and the cache.
     """
-    (batch, _, images), fresh = image_mask.shape, cache is None
+    batch, _, images = image_mask.shape
     tokens = constrain(tokens, "batch")
     if cache is None:
         assert states is not None
-        cache = model.model.init_cache(batch, slots, images * states.shape[1])
+        written = model.model.init_cache(batch, slots, images * states.shape[1])
     else:
         more = slots - cache.valid.shape[1]
-        cache = cache._replace(
+        written = cache._replace(
             self_attention=grow(cache.self_attention, slots), valid=jnp.pad(cache.valid, ((0, 0), (0, more)))
         )
     if states is not None:
         states = constrain(states.reshape(batch, -1, *states.shape[1:]), "batch")
-        cache = _with_images(model, cache, states, used_images, new_images, images)
+        written = _with_images(model, written, states, used_images, new_images, images)
     x = model.model.embed(tokens)
     if embeds is not None and embedded is not None:
         x = jnp.where(constrain(embedded, "batch")[..., None], constrain(embeds, "batch").astype(x.dtype), x)
-    hidden, cache = model.model.extend(x, valid, image_mask, cache, fresh)
-    return constrain(model.logits(hidden[:, -1:])[:, 0]), cache
+    hidden, written = model.model.extend(x, valid, image_mask, written, fresh=cache is None)
+    return constrain(model.logits(hidden[:, -1:])[:, 0]), written
 
 
 def _with_images(
