@@ -100,3 +100,20 @@ def test_random_weights_are_made_on_a_mesh():
     one, many = (IdeficsForVisionText2Text.from_config(config(), jax.random.key(0), mesh=m) for m in (None, mesh))
     batch = random_prompts(one.config, 0, 2)
     np.testing.assert_array_equal(many.generate(**batch, **NEW), one.generate(**batch, **NEW))
+
+
+def test_decoding_copies_no_cache(monkeypatch):
+    """Its scratch memory is a fraction of one layer's buffers: these are read where they lie, and written in place."""
+    model, sizes = random_model(config(max_position_embeddings=4096)), []
+    program = decode._decode
+
+    def watched(model, images, cache, *arguments, **settings):
+        memory = program.lower(model, images, cache, *arguments, **settings).compile().memory_analysis()
+        layer = sum(x.nbytes for x in cache.self_attention[0][0])
+        sizes.append((memory.temp_size_in_bytes, layer))
+        return program(model, images, cache, *arguments, **settings)
+
+    monkeypatch.setattr(decode, "_decode", watched)
+    model.generate(**random_prompts(model.config, 0, 2), max_new_tokens=2000)
+    ((scratch, layer),) = sizes
+    assert scratch < layer / 2
