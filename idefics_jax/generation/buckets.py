@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 
 TOKENS = 32  # smallest prompt
-SLOTS = (
-    256  # smallest key-value cache: what an unused slot costs in decoding is far below what reading the weights does
-)
+SLOTS = 256  # smallest key-value cache; next to reading the weights, unused slots cost nothing in decoding
 IMAGES = 8  # fewest images per row; unused ones cost as little
 CHUNK = 8  # images that one call of the vision tower reads
 
