@@ -1,6 +1,8 @@
 """What transformers' IdeficsProcessor and its Pillow image processor give for random prompts and odd images."""
 
+import gc
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +176,10 @@ def reference_pixels(images: dict, **arguments) -> dict[str, np.ndarray]:
 
     logging.set_verbosity_error()  # it warns of each ambiguous array
     processor = IdeficsImageProcessorPil(image_size=PIXELS_SIZE, **arguments)
-    pixels = {name: processor.preprocess([image], return_tensors="np")[0] for name, image in images.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves files of several frames open
+        pixels = {name: processor.preprocess([image], return_tensors="np")[0] for name, image in images.items()}
+        gc.collect()
     return {name: corner(np.moveaxis(np.asarray(image, np.float32), 0, -1)) for name, image in pixels.items()}
 
 
