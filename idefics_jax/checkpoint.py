@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.progress import bytes_progress
-from idefics_jax.tensor_files import INDEX, SINGLE, Entry, find_tensors
+from idefics_jax.tensor_files import INDEX, SINGLE, Entry, copy, find_tensors
+
+READERS = 4  # threads that load weights, each one tensor at a time
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +101,7 @@ class Pretrained(nnx.Module):
     ) -> Self:
         """Loads a Hugging Face checkpoint: a directory, or an id on the hub.
 
-        Weights go tensor by tensor from memory-mapped files to the devices; host memory holds about one at a time.
+        Weights go tensor by tensor from memory-mapped files to the devices; host memory holds four at a time.
 
         Args:
             path: a directory with `config.json` and safetensors, or a hub id.
@@ -121,7 +124,8 @@ class Pretrained(nnx.Module):
         _check(weights, tensors, config, directory, whole=any(weight.path.startswith("model/") for weight in weights))
         total = sum(weight.leaf.size * weight.leaf.dtype.itemsize for weight in weights)
         with bytes_progress(f"Loading {directory.name or directory}", total, progress) as advance:
-            arrays = [_load(weight, tensors, advance) for weight in weights]
+            with ThreadPoolExecutor(READERS) as readers:
+                arrays = list(readers.map(lambda weight: _load(weight, tensors, advance), weights))
         return jax.tree.unflatten(jax.tree.structure(model), arrays)
 
     def save_pretrained(self, directory: str | os.PathLike, *, max_shard_size: int = 5 * 10**9) -> None:
@@ -202,13 +206,11 @@ def _load(weight: hf.Weight, tensors: dict[str, Entry], advance) -> Array:
     leaf, layers = weight.leaf, weight.names.ndim
 
     def read(index: Any) -> np.ndarray:  # a slice per axis
-        names = weight.names[index[:layers]]
-        # np.array copies: what JAX gets must not be a view of the file.
-        parts = [
-            np.array(weight.to_ours(tensors[name].read())[index[layers:]], leaf.dtype, order="C")
-            for name in np.asarray(names, object).flat
-        ]
-        return parts[0] if layers == 0 else np.stack(parts).reshape(*names.shape, *parts[0].shape)
+        shape = [len(range(*part.indices(size))) for part, size in zip(index, leaf.shape, strict=True)]
+        result = np.empty(shape, leaf.dtype)
+        for layer, name in np.ndenumerate(np.asarray(weight.names[index[:layers]], object)):
+            copy(weight.to_ours(tensors[name].read())[(*index[layers:], ...)], result[(*layer, ...)])
+        return result
 
     here = leaf.sharding or jnp.zeros(()).sharding  # without a mesh, where new arrays go
     array = jax.make_array_from_callback(leaf.shape, here, read)

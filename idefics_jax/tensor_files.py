@@ -101,3 +101,18 @@ def _entry(file: Path, name: str, info: dict, data: int, size: int) -> Entry:
     if data + end > size:
         raise ValueError(f"{file} is cut off: {name} ends at byte {data + end:,} of {size:,}; download it again.")
     return Entry(file, dtype, shape, data + start)
+
+
+def copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Fills `target`, which lies in C order, with a view of a file's tensor that may be transposed.
+
+    NumPy copies a transposed matrix along the rows of the copy, each element from another cache line; in strips of 16
+    columns, whole lines are read, which is about five times as fast.
+    """
+    if source.ndim == 3 and source.strides[1] == source.shape[2] * source.strides[2]:  # heads apart, as in one matrix
+        source, target = (x.reshape(len(x), -1) for x in (source, target))
+    if source.flags.c_contiguous:
+        target[...] = source
+    else:
+        for start in range(0, source.shape[-1], 16):
+            target[..., start : start + 16] = source[..., start : start + 16]

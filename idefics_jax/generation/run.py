@@ -65,7 +65,8 @@ def answer(
     cache = cache if copies == 1 else expand(cache, copies)
     state = start(state, logits, sampling, do_sample=do_sample)
     if streamer is None:
-        cache, state = decode(model, cache, state, sampling, limit, do_sample=do_sample)
+        if limit > 1:  # one token needs no loop, nor its compilation
+            cache, state = decode(model, cache, state, sampling, limit, do_sample=do_sample)
     else:
         for step in range(2, limit + 2):
             token, done = jax.device_get((state.token, state.done))
