@@ -123,9 +123,9 @@ class Pretrained(nnx.Module):
         weights = [_without_prefix(weight, tensors) for weight in hf.weights(model, config)]
         _check(weights, tensors, config, directory, whole=any(weight.path.startswith("model/") for weight in weights))
         total = sum(weight.leaf.size * weight.leaf.dtype.itemsize for weight in weights)
-        with bytes_progress(f"Loading {directory.name or directory}", total, progress) as advance:
-            with ThreadPoolExecutor(READERS) as readers:
-                arrays = list(readers.map(lambda weight: _load(weight, tensors, advance), weights))
+        bar = bytes_progress(f"Loading {directory.name or directory}", total, progress)
+        with bar as advance, ThreadPoolExecutor(READERS) as readers:
+            arrays = list(readers.map(lambda weight: _load(weight, tensors, advance), weights))
         return jax.tree.unflatten(jax.tree.structure(model), arrays)
 
     def save_pretrained(self, directory: str | os.PathLike, *, max_shard_size: int = 5 * 10**9) -> None:
