@@ -237,7 +237,8 @@ class Decoder(nnx.Module):
         """The cache with the new tokens, written after every layer has read the old ones.
 
         XLA writes in place only where the write visibly comes after the reads; otherwise it copies every buffer at
-        every step. Hence a slot that depends on the result: nothing is added to it.
+        every step. Hence a slot that depends on the result: nothing is added to it. (On a CPU an optimization barrier
+        does not help.)
         """
         slot = cache.length + jnp.minimum(jnp.isnan(jnp.max(hidden)).astype(jnp.int32), 0)
         return cache._replace(
