@@ -96,8 +96,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         rows, fraction = measure(save_checkpoint(options.checkpoint or Path(temporary)), options.rounds)
     print("| | idefics-jax | transformers | ratio (min to max) |\n|---|---|---|---|")
-    for name, (ours, reference, ratio, (low, high)) in rows.items():
-        print(f"| {name} | {ours * 1e3:.1f} ms | {reference * 1e3:.1f} ms | {ratio:.2f} ({low:.2f} to {high:.2f}) |")
+    for name, times in rows.items():
+        print(f"| {name} | {times.ours * 1e3:.1f} ms | {times.reference * 1e3:.1f} ms | {times.ratios} |")
     print(f"\nDecoding with 1 image reads its weights and caches at {fraction:.0%} of the machine's memory bandwidth.")
 
 

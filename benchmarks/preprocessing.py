@@ -40,11 +40,7 @@ def main() -> None:
                     partial(ours.preprocess, batch), partial(reference.preprocess, batch, return_tensors="np"), rounds
                 )
                 speeds = [f"{IMAGES / time:.0f} per second" for time in times[:2]]
-                low, high = times.spread
-                print(
-                    f"| {label}, {size[0]} x {size[1]} | {speeds[0]} | {speeds[1]} | "
-                    f"{times.ratio:.2f} ({low:.2f} to {high:.2f}) |"
-                )
+                print(f"| {label}, {size[0]} x {size[1]} | {speeds[0]} | {speeds[1]} | {times.ratios} |")
 
 
 if __name__ == "__main__":

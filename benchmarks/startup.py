@@ -48,12 +48,8 @@ def main() -> None:
         warm = Path(temporary) / "warm"
         times = pair(partial(run, command, warm), partial(run, theirs, warm), options.rounds)
         cold = min(seconds(partial(run, command, Path(temporary) / f"cold{n}")) for n in range(2))
-    low, high = times.spread
     print("| | idefics-jax | transformers | ratio (min to max) |\n|---|---|---|---|")
-    print(
-        f"| start to first token | {times.ours:.1f} s | {times.reference:.1f} s | {times.ratio:.2f} "
-        f"({low:.2f} to {high:.2f}) |"
-    )
+    print(f"| start to first token | {times.ours:.1f} s | {times.reference:.1f} s | {times.ratios} |")
     print(f"\nThe first time ever, with nothing compiled before: {cold:.1f} s.")
 
 

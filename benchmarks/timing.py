@@ -16,6 +16,11 @@ class Pair(NamedTuple):
     ratio: float
     spread: tuple[float, float]  # smallest and largest ratio
 
+    @property
+    def ratios(self) -> str:
+        """As the tables show them."""
+        return f"{self.ratio:.2f} ({self.spread[0]:.2f} to {self.spread[1]:.2f})"
+
 
 def seconds(run: Callable[[], Any]) -> float:
     time.sleep(REST)

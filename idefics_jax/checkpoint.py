@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, use_abstract_mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -24,6 +23,7 @@ from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.progress import bytes_progress
+from idefics_jax.sharding import on_mesh
 from idefics_jax.tensor_files import INDEX, SINGLE, Entry, copy, find_tensors
 
 READERS = 4  # threads that load weights, each one tensor at a time
@@ -63,7 +63,7 @@ class Pretrained(nnx.Module):
         def make(key):
             return jax.tree.map(lambda x: x.astype(param_dtype), cls(config, key, stacked=stacked))
 
-        with _current(mesh):
+        with on_mesh(mesh):
             return jax.jit(make)(key)
 
     @classmethod
@@ -79,7 +79,7 @@ class Pretrained(nnx.Module):
 
         With an abstract mesh this says how 80B lies on a pod, from a machine that has no device of it.
         """
-        with _current(mesh):
+        with on_mesh(mesh):
             shapes = jax.eval_shape(lambda: cls(config, jax.random.key(0), stacked=stacked))
 
         def leaf(x):
@@ -165,12 +165,6 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     if name == "float16":
         logger.warning("IDEFICS 80B overflows in float16, and 9B may; bfloat16 costs the same and does not.")
     return name
-
-
-def _current(mesh: Mesh | AbstractMesh | None):
-    if mesh is None:
-        return nullcontext()
-    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else use_abstract_mesh(mesh)
 
 
 def _without_prefix(weight: hf.Weight, tensors: dict[str, Entry]) -> hf.Weight:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh, reshard
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh, reshard, use_abstract_mesh
 from jaxtyping import Array
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -85,9 +85,13 @@ def mesh_of(tree) -> Mesh | AbstractMesh | None:
     return None
 
 
+def on_mesh(mesh: Mesh | AbstractMesh | None) -> contextlib.AbstractContextManager:
+    """Makes `mesh` the current one; None changes nothing."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else use_abstract_mesh(mesh)
+
+
 def on_mesh_of(tree) -> contextlib.AbstractContextManager:
     """Makes the mesh of `tree`'s arrays the current one, if there is none yet; inside `jax.jit` and outside."""
-    mesh = mesh_of(tree)
-    if mesh is None or not get_abstract_mesh().empty:
-        return contextlib.nullcontext()
-    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)
+    return on_mesh(mesh_of(tree) if get_abstract_mesh().empty else None)
