@@ -1,4 +1,4 @@
-"""Models from and to Hugging Face checkpoint directories."""
+"""Models from and to checkpoint directories."""
 
 import json
 import logging
@@ -16,15 +16,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from upath import UPath
 
 from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.progress import bytes_progress
 from idefics_jax.sharding import on_mesh
-from idefics_jax.tensor_files import INDEX, SINGLE, Entry, copy, find_tensors
+from idefics_jax.stored import Stored, matched, stored_tensors
+from idefics_jax.tensor_files import batches, copy, shard_files, write_index, write_tensors
 
 READERS = 4  # threads that load weights, each one tensor at a time
 
@@ -91,7 +91,7 @@ class Pretrained(nnx.Module):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike | UPath,
         *,
         dtype: Any = "auto",
         param_dtype: Any = None,
@@ -99,12 +99,13 @@ class Pretrained(nnx.Module):
         stacked: bool = False,
         progress: bool = False,
     ) -> Self:
-        """Loads a Hugging Face checkpoint: a directory, or an id on the hub.
+        """Loads a checkpoint: a directory, its `gs://` or `s3://` URL, or an id on the hub.
 
         Weights go tensor by tensor from memory-mapped files to the devices; host memory holds four at a time.
 
         Args:
-            path: a directory with `config.json` and safetensors, or a hub id.
+            path: a directory with `config.json` and safetensors, `pytorch_model*.bin` files, or the Orbax directory
+                that `python -m conversion convert` writes; or a hub id.
             dtype: of computation; "auto" is the checkpoint's own, with bfloat16 for float16.
             param_dtype: of the weights in memory; default: that of computation.
             mesh: shard the weights over it (see `idefics_jax.make_mesh`); default: one device.
@@ -115,13 +116,12 @@ class Pretrained(nnx.Module):
             FileNotFoundError: there is no such checkpoint, or one of its files is missing.
             ValueError: a config value is not implemented; or a tensor is missing, unknown, mis-shaped or cut off.
         """
-        directory = checkpoint_directory(path, ["*.json", "*.safetensors"])
+        directory = checkpoint_directory(path, weights=True)
         config = IdeficsConfig.from_pretrained(directory)
         config = replace(config, dtype=compute_dtype(config.dtype, dtype))
         model = cls.abstract(config, param_dtype=param_dtype or config.dtype, mesh=mesh, stacked=stacked)
-        tensors = find_tensors(directory)
-        weights = [_without_prefix(weight, tensors) for weight in hf.weights(model, config)]
-        _check(weights, tensors, config, directory, whole=any(weight.path.startswith("model/") for weight in weights))
+        tensors = stored_tensors(directory, config)
+        weights = matched(hf.weights(model, config), tensors, config, directory)
         total = sum(weight.leaf.size * weight.leaf.dtype.itemsize for weight in weights)
         bar = bytes_progress(f"Loading {directory.name or directory}", total, progress)
         with bar as advance, ThreadPoolExecutor(READERS) as readers:
@@ -143,7 +143,7 @@ class Pretrained(nnx.Module):
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
             try:
                 written = _write(self, self.config, Path(temporary), max_shard_size)
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 raise OSError(f"{directory} could not be written: {error}; nothing in it was changed.") from error
             for old in directory.glob("model*.safetensors*"):
                 old.unlink()
@@ -167,35 +167,7 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     return name
 
 
-def _without_prefix(weight: hf.Weight, tensors: dict[str, Entry]) -> hf.Weight:
-    """The weight under the names of a checkpoint that holds an `IdeficsModel` alone: without the leading "model."."""
-    if any(name.startswith("model.") for name in tensors):
-        return weight
-    return weight._replace(names=np.vectorize(lambda name: name.removeprefix("model."), otypes=[object])(weight.names))
-
-
-def _check(
-    weights: list[hf.Weight], tensors: dict[str, Entry], config: IdeficsConfig, directory: Path, whole: bool
-) -> None:
-    """Every weight has its tensor, every tensor its weight, and their shapes agree."""
-    wanted = {name: weight.shape for weight in weights for name in weight.names.flat}
-    optional = () if whole and not config.tie_word_embeddings else ("lm_head.",)
-    unknown = [n for n in tensors if n not in wanted and not hf.STRAY.search(n) and not n.startswith(optional)]
-    missing = [name for name in wanted if name not in tensors]
-    for finding, names in (("Missing from", missing), ("Unknown in", unknown)):
-        if names:
-            raise ValueError(
-                f"{finding} {directory}: {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''} "
-                f"({len(names)} tensors in all); its config.json and weights do not belong together."
-            )
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise ValueError(
-                f"{name} in {tensors[name].file} has shape {tensors[name].shape}; the config wants {shape}."
-            )
-
-
-def _load(weight: hf.Weight, tensors: dict[str, Entry], advance) -> Array:
+def _load(weight: hf.Weight, tensors: Stored, advance) -> Array:
     """One leaf on its devices, each reading only the slice that it holds."""
     leaf, layers = weight.leaf, weight.names.ndim
 
@@ -203,7 +175,7 @@ def _load(weight: hf.Weight, tensors: dict[str, Entry], advance) -> Array:
         shape = [len(range(*part.indices(size))) for part, size in zip(index, leaf.shape, strict=True)]
         result = np.empty(shape, leaf.dtype)
         for layer, name in np.ndenumerate(np.asarray(weight.names[index[:layers]], object)):
-            copy(weight.to_ours(tensors[name].read())[(*index[layers:], ...)], result[(*layer, ...)])
+            copy(tensors[name].read_ours(weight, index[layers:]), result[(*layer, ...)])
         return result
 
     here = leaf.sharding or jnp.zeros(()).sharding  # without a mesh, where new arrays go
@@ -215,20 +187,13 @@ def _load(weight: hf.Weight, tensors: dict[str, Entry], advance) -> Array:
 def _write(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: int) -> list[str]:
     """Writes a model's files and returns their names."""
     shards = _plan(model, config, max_shard_size)
-    total, weight_map = 0, {}
-    for number, shard in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {
-            name: np.ascontiguousarray(weight.to_theirs(np.asarray(weight.leaf[at]))) for name, weight, at in shard
-        }
-        save_file(tensors, directory / file, metadata={"format": "pt"})
-        total += sum(tensor.nbytes for tensor in tensors.values())
-        weight_map |= dict.fromkeys(tensors, file)
-    written = [*dict.fromkeys(weight_map.values()), "config.json"]
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        written.append(INDEX)
+    files = {}
+    for file, shard in zip(shard_files(len(shards)), shards, strict=True):
+        kinds = {name: (weight.leaf.dtype, weight.shape) for name, weight, _ in shard}
+        tensors = (weight.to_theirs(np.asarray(weight.leaf[at])) for _, weight, at in shard)
+        write_tensors(directory / file, kinds, tensors)
+        files[file] = kinds
+    written = [*files, *write_index(directory, files), "config.json"]
     architecture = {"architectures": [type(model).__name__], "dtype": str(jax.tree.leaves(model)[0].dtype)}
     (directory / "config.json").write_text(json.dumps(config.to_dict() | architecture, indent=2) + "\n")
     return written
@@ -236,15 +201,9 @@ def _write(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: i
 
 def _plan(model: Any, config: IdeficsConfig, max_shard_size: int) -> list[list[tuple[str, hf.Weight, tuple[int, ...]]]]:
     """Tensors by file: each one's name, weight, and place among the leaf's layers."""
-    shards, size = [[]], 0
-    for name, weight, at in _tensors(model, config):
-        tensor = int(np.prod(weight.shape)) * weight.leaf.dtype.itemsize
-        if shards[-1] and size + tensor > max_shard_size:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, weight, at))
-        size += tensor
-    return shards
+    tensors = list(_tensors(model, config))
+    sizes = [int(np.prod(weight.shape)) * weight.leaf.dtype.itemsize for _, weight, _ in tensors]
+    return batches(tensors, sizes, max_shard_size)
 
 
 def _tensors(model: Any, config: IdeficsConfig) -> Iterator[tuple[str, hf.Weight, tuple[int, ...]]]:

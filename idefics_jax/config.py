@@ -5,9 +5,12 @@ that this library does not implement is refused when the dataclass is made, by n
 """
 
 import json
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
+
+from upath import UPath
 
 from idefics_jax import config_json
 from idefics_jax.hub import checkpoint_directory
@@ -160,8 +163,8 @@ class IdeficsConfig:
         )
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "IdeficsConfig":
-        """The configuration in `config.json` of a checkpoint directory or, where `path` is none, of a hub model.
+    def from_pretrained(cls, path: str | os.PathLike | UPath) -> "IdeficsConfig":
+        """The configuration in `config.json` of a checkpoint directory (or its URL) or, where `path` is none, of a hub model.
 
         Raises:
             FileNotFoundError: there is no such directory, file or hub model.

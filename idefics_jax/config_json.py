@@ -8,9 +8,10 @@ absent `vision_config.hidden_act` meant quick_gelu).
 
 import json
 from dataclasses import asdict, fields
-from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from idefics_jax.paths import AnyPath
 
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig
@@ -77,7 +78,7 @@ _GENERIC = {
 }
 
 
-def load(file: Path) -> dict[str, Any]:
+def load(file: AnyPath) -> dict[str, Any]:
     """The object in a JSON file; ValueError where it holds anything else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

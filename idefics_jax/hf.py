@@ -159,18 +159,29 @@ def weights(model: Any, config: IdeficsConfig) -> Iterator[Weight]:
     table = rules(config)
     for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         parts = [str(getattr(key, "name", getattr(key, "idx", None))) for key in keys[:-1]]
-        kinds = [part for part in parts if not part.isdigit()]
-        if kinds[0] not in ("model", "head"):
-            kinds = ["model", *kinds]
-        rule = table["/".join(kinds)]
-        depth = sum(kind in PILES for kind in kinds)
-        indices = [int(part) for part in parts if part.isdigit()]
-        stacked = leaf.shape[: depth - len(indices)]
-        numbers = _layer_numbers(kinds, config, indices, stacked)
-        names = np.vectorize(rule.theirs.format, otypes=[object])(numbers)
-        letters = rule.pattern.split("->")[1].split()
-        axes = dict(zip(letters, leaf.shape[len(stacked) :], strict=True))
-        yield Weight("/".join(parts), names, _their_shape(rule.pattern, axes), rule.pattern, axes, leaf)
+        yield weight_at("/".join(parts), leaf, config, table)
+
+
+def weight_at(path: str, leaf: Any, config: IdeficsConfig, table: dict[str, Rule]) -> Weight:
+    """The leaf at `path` with its Hugging Face names, which `table`, the config's `rules`, says.
+
+    Raises:
+        KeyError: no model of this config has a leaf there.
+        ValueError: the leaf has too many axes for it, or too few.
+    """
+    parts = path.split("/")
+    kinds = [part for part in parts if not part.isdigit()]
+    if kinds[0] not in ("model", "head"):
+        kinds = ["model", *kinds]
+    rule = table["/".join(kinds)]
+    depth = sum(kind in PILES for kind in kinds)
+    indices = [int(part) for part in parts if part.isdigit()]
+    stacked = leaf.shape[: depth - len(indices)]
+    numbers = _layer_numbers(kinds, config, indices, stacked)
+    names = np.vectorize(rule.theirs.format, otypes=[object])(numbers)
+    letters = rule.pattern.split("->")[1].split()
+    axes = dict(zip(letters, leaf.shape[len(stacked) :], strict=True))
+    return Weight(path, names, _their_shape(rule.pattern, axes), rule.pattern, axes, leaf)
 
 
 def _layer_numbers(kinds: list[str], config: IdeficsConfig, indices: list[int], stacked: tuple[int, ...]) -> np.ndarray:

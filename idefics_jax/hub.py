@@ -1,26 +1,45 @@
-"""A checkpoint's directory, from its path or its id on the Hugging Face hub."""
+"""A checkpoint's directory, from its path, its URL or its id on the Hugging Face hub."""
 
 import os
 from pathlib import Path
 
+from upath import UPath
 
-def checkpoint_directory(path_or_id: str | os.PathLike, patterns: list[str] | None = None) -> Path:
-    """The local directory of a checkpoint; one that is not there is taken for a hub id and downloaded.
+from idefics_jax.paths import AnyPath, as_path, is_local
+
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+WEIGHT_FILES = (["*.safetensors"], ["pytorch_model*.bin"])  # the second where there are none of the first
+
+
+def checkpoint_directory(
+    path_or_id: str | os.PathLike | UPath, patterns: list[str] | None = None, *, weights: bool = False
+) -> AnyPath:
+    """The directory of a checkpoint; a path that is not there is taken for a hub id and downloaded.
 
     Args:
-        path_or_id: a directory, or an id such as `HuggingFaceM4/idefics-9b-instruct`.
-        patterns: the files to download, as shell patterns; default: all.
+        path_or_id: a directory, a `gs://` or `s3://` URL of one, or an id such as `HuggingFaceM4/idefics-9b-instruct`.
+        patterns: the files to download, as shell patterns; default: all but weights.
+        weights: download the weights too.
 
     Raises:
         FileNotFoundError: there is no such directory, nor a hub repository that can be reached under this name.
+        ValueError: the URL cannot be understood.
     """
-    if os.path.isdir(path_or_id):
-        return Path(path_or_id)
+    path = as_path(path_or_id)
+    if not is_local(path) or path.is_dir():
+        return path
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
+    def download(patterns: list[str]) -> Path:
+        return Path(huggingface_hub.snapshot_download(os.fspath(path), allow_patterns=patterns))
+
     try:
-        return Path(huggingface_hub.snapshot_download(os.fspath(path_or_id), allow_patterns=patterns))
+        directory = download(patterns or SMALL_FILES)
+        for files in WEIGHT_FILES if weights else ():
+            if any(download(files).glob(files[0])):
+                break
+        return directory
     except (HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(

@@ -1,14 +1,19 @@
-"""Tensors in a directory of safetensors files, by name, as memory-mapped arrays."""
+"""Tensors in a directory of safetensors or `pytorch_model*.bin` files, by name, each read only when it is asked for."""
 
 import json
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from idefics_jax.paths import AnyPath, is_local, read_bytes
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -18,52 +23,77 @@ DTYPES = {
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies: its file, dtype, shape, and first byte."""
+    """Where a tensor lies: its file, dtype, shape, first byte, and distances of neighbours (default: C order)."""
 
-    file: Path
+    file: AnyPath
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
+    strides: tuple[int, ...] | None = None  # in bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's elements."""
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def extent(self) -> int:
+        """Bytes of the file from the tensor's first element to its last."""
+        if 0 in self.shape or self.strides is None:
+            return self.nbytes
+        steps = zip(self.shape, self.strides, strict=True)
+        return self.dtype.itemsize + sum((size - 1) * stride for size, stride in steps)
 
     def read(self) -> np.ndarray:
-        """The tensor as a read-only view of its file; only the pages that are looked at are read."""
+        """The tensor, read-only: of a local file a view, of which only the pages that are looked at are read."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
-        return np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+        if is_local(self.file):
+            data = np.memmap(self.file, np.uint8, mode="r", offset=self.offset, shape=self.extent)
+        else:
+            data = np.frombuffer(read_bytes(self.file, self.offset, self.extent), np.uint8)
+        return np.ndarray(self.shape, self.dtype, data, strides=self.strides)
+
+    def read_ours(self, weight: Any, index: tuple) -> np.ndarray:
+        """A slice, in our axes, of the tensor as one layer of an `hf.Weight`."""
+        return weight.to_ours(self.read())[(*index, ...)]
 
 
-def find_tensors(directory: Path) -> dict[str, Entry]:
-    """Every tensor of a checkpoint directory, from the files' headers alone.
+def find_tensors(directory: AnyPath) -> dict[str, Entry]:
+    """Every tensor of a checkpoint directory, from the files' headers alone; safetensors where there are both kinds.
 
     Raises:
-        FileNotFoundError: there are no safetensors, or a shard that the index names is missing.
+        FileNotFoundError: there are no weights, or a shard that the index names is missing.
         ValueError: a file is cut off or damaged, or the index does not agree with its files.
     """
-    index = directory / INDEX
-    if index.exists():
-        return _from_index(directory, index)
-    if (directory / SINGLE).exists():
-        return read_header(directory / SINGLE)
-    if any(directory.glob("pytorch_model*.bin")):
-        raise FileNotFoundError(
-            f"{directory} has only pytorch_model*.bin weights; convert them to safetensors first "
-            "(load and save them once with transformers)."
-        )
-    raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}; is it a checkpoint?")
+    from idefics_jax.torch_files import read_torch_header
+
+    for index, single, read in (
+        (INDEX, SINGLE, read_header),
+        (TORCH_INDEX, TORCH_SINGLE, read_torch_header),
+    ):
+        if (directory / index).exists():
+            return _from_index(directory, directory / index, read)
+        if (directory / single).exists():
+            return read(directory / single)
+    raise FileNotFoundError(
+        f"{directory} has neither {SINGLE} nor {INDEX}, nor {TORCH_SINGLE} or its index; is it a checkpoint?"
+    )
 
 
-def _from_index(directory: Path, index: Path) -> dict[str, Entry]:
+def _from_index(directory: AnyPath, index: AnyPath, read: Callable[[AnyPath], dict[str, Entry]]) -> dict[str, Entry]:
     try:
         files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not a safetensors index ({error}); download it again.") from error
+        shards = sorted(set(files.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of weights ({error}); download it again.") from error
     tensors: dict[str, Entry] = {}
-    for file in sorted(set(files.values())):
-        if Path(file).name != file:
+    for file in shards:
+        if PurePath(file).name != file:
             raise ValueError(f"{index} names {file}, outside its own directory; that is not a checkpoint to trust.")
         if not (directory / file).exists():
-            raise FileNotFoundError(f"{directory / file}, which {INDEX} names, is missing; download it again.")
-        for name, entry in read_header(directory / file).items():
+            raise FileNotFoundError(f"{directory / file}, which {index.name} names, is missing; download it again.")
+        for name, entry in read(directory / file).items():
             if name in tensors:
                 raise ValueError(f"{name} is in both {tensors[name].file.name} and {file} of {directory}; remove one.")
             tensors[name] = entry
@@ -73,14 +103,14 @@ def _from_index(directory: Path, index: Path) -> dict[str, Entry]:
     return tensors
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: AnyPath) -> dict[str, Entry]:
     """The tensors of one safetensors file: 8 bytes of header length, a JSON header, then the data.
 
     Raises:
         ValueError: the file is cut off, or its header is damaged or claims more than the file holds.
     """
     size = file.stat().st_size
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"{file} is cut off or not a safetensors file; download it again.")
@@ -92,7 +122,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             raise ValueError(f"The header of {file} is damaged ({error}); download it again.") from error
 
 
-def _entry(file: Path, name: str, info: dict, data: int, size: int) -> Entry:
+def _entry(file: AnyPath, name: str, info: dict, data: int, size: int) -> Entry:
     if info["dtype"] not in DTYPES:
         raise ValueError(f"{name} in {file} has dtype {info['dtype']}; weights must be one of {', '.join(DTYPES)}.")
     dtype, shape, (start, end) = DTYPES[info["dtype"]], tuple(info["shape"]), info["data_offsets"]
@@ -101,6 +131,63 @@ def _entry(file: Path, name: str, info: dict, data: int, size: int) -> Entry:
     if data + end > size:
         raise ValueError(f"{file} is cut off: {name} ends at byte {data + end:,} of {size:,}; download it again.")
     return Entry(file, dtype, shape, data + start)
+
+
+def write_tensors(
+    file: AnyPath, kinds: dict[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]
+) -> None:
+    """Writes one safetensors file, a tensor at a time, so that one at a time need be in memory.
+
+    Args:
+        file: replaced if there is one.
+        kinds: each tensor's dtype and shape, by name, in the order of the file.
+        tensors: their values, in the same order.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in kinds.items():
+        start, end = end, end + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+
+
+def shard_files(count: int) -> list[str]:
+    """The names of a checkpoint's safetensors files."""
+    return [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+
+
+def write_index(directory: AnyPath, files: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]]) -> list[str]:
+    """Writes the index of several files, given each one's tensors as `write_tensors` takes them; of one, nothing.
+
+    Returns:
+        The names of the files written.
+    """
+    if len(files) == 1:
+        return []
+    kinds = [kind for tensors in files.values() for kind in tensors.values()]
+    total = sum(dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in kinds)
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return [INDEX]
+
+
+def batches(items: list[Any], sizes: list[int], limit: int) -> list[list[Any]]:
+    """Neighbouring items together, as many as stay within `limit` of the sizes' sum; a larger one alone."""
+    result, total = [[]], 0
+    for item, size in zip(items, sizes, strict=True):
+        if result[-1] and total + size > limit:
+            result.append([])
+            total = 0
+        result[-1].append(item)
+        total += size
+    return result
 
 
 def copy(source: np.ndarray, target: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from idefics_jax.cli.arguments import make_parser
@@ -27,14 +27,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(arguments: Sequence[str]) -> int:
     """What `main` says; everything is written out when it returns."""
     options = make_parser().parse_args(arguments)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
-    try:
+
+    def run() -> int:
         if options.command == "generate":
             from idefics_jax.cli.generate import run
         else:
             from idefics_jax.cli.chat import run
-        status = run(options)
+        return run(options)
+
+    return guarded("idefics-jax", run)
+
+
+def guarded(program: str, run: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status; what goes wrong is told as `main` says, in the program's name."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
+    try:
+        status = run()
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -46,7 +55,7 @@ def execute(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
         if os.environ.get("IDEFICS_JAX_DEBUG"):
             raise
-        print(f"idefics-jax: {describe(error)}", file=sys.stderr)
+        print(f"{program}: {describe(error)}", file=sys.stderr)
         return 1
 
 

@@ -1,0 +1,1 @@
+"""IDEFICS checkpoints converted between formats, looked into and compared: `python -m conversion --help`."""

@@ -1,0 +1,66 @@
+"""`manifest.json`: what a conversion wrote, with checksums, so that it can be checked without the source."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from conversion.source import Kind
+from idefics_jax.paths import AnyPath
+
+MANIFEST = "manifest.json"
+
+
+def describe(tensor: np.ndarray) -> dict[str, Any]:
+    """A tensor's entry. The checksum is of its bytes in Hugging Face's axes: the same in every format."""
+    digest = hashlib.sha256(tensor.reshape(-1).view(np.uint8)).hexdigest()
+    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "sha256": digest}
+
+
+def count_nonfinite(tensor: np.ndarray) -> int:
+    """How many elements are NaN or infinite."""
+    return tensor.size - int(np.count_nonzero(np.isfinite(tensor)))
+
+
+def describe_file(file: AnyPath) -> dict[str, Any]:
+    """A small file's entry."""
+    content = file.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def write_manifest(
+    directory: AnyPath, source: str, form: str, kinds: dict[str, Kind], tensors: dict[str, Any], files: list[str]
+) -> None:
+    """Writes the manifest of an output whose tensors have these entries, beside these small files."""
+    sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, (_, shape) in kinds.items()}
+    content = {
+        "version": 1,
+        "written_by": f"idefics-jax {version('idefics-jax')}",
+        "source": source,
+        "format": form,
+        "parameters": sum(sizes.values()),
+        "bytes": sum(size * kinds[name][0].itemsize for name, size in sizes.items()),
+        "tensors": {name: tensors[name] for name in sorted(tensors)},
+        "files": {name: describe_file(directory / name) for name in sorted(files)},
+    }
+    (directory / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
+    """The manifest of a directory.
+
+    Raises:
+        FileNotFoundError: it has none.
+        ValueError: it is damaged.
+    """
+    file = directory / MANIFEST
+    if not file.exists():
+        raise FileNotFoundError(f"{directory} has no {MANIFEST} to be checked against; name a second checkpoint.")
+    try:
+        content = json.loads(file.read_text())
+        content["tensors"].items(), content["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); name a second checkpoint to compare with.") from error
+    return content

@@ -1,0 +1,129 @@
+"""The two forms of output. Each writes units of tensors, in any order and from several threads, then what joins them."""
+
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from conversion.source import Checkpoint, Kind
+from idefics_jax.orbax_files import PARAMS, ArrayWriter, merge
+from idefics_jax.paths import AnyPath
+from idefics_jax.tensor_files import batches, copy, read_header, shard_files, write_index, write_tensors
+
+UNIT_BYTES = 2**27  # of small weights that are written to Orbax and recorded together
+
+
+class Unit(NamedTuple):
+    """Tensors that are written and recorded together: what a resumed run does not do again.
+
+    Attributes:
+        name: of its record, and of its file if it has one.
+        kinds: its tensors.
+        nbytes: of them all, as written.
+    """
+
+    name: str
+    kinds: dict[str, Kind]
+    nbytes: int
+
+
+class Target(Protocol):
+    """What `convert` needs of a form of output."""
+
+    units: list[Unit]
+
+    def write(self, unit: Unit, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+        """Writes a unit's tensors, given in Hugging Face's axes; they are stored when it returns."""
+        ...
+
+    def read(self, unit: Unit, name: str) -> np.ndarray:
+        """A tensor as it was written; OSError or ValueError if it was not."""
+        ...
+
+    def finish(self) -> None:
+        """Makes a whole of the units that all processes wrote."""
+        ...
+
+
+class SafetensorsTarget:
+    """Hugging Face's files; each is a unit."""
+
+    def __init__(self, work: AnyPath, kinds: dict[str, Kind], max_shard_size: int):
+        self.work = work
+        shards = batches(list(kinds), [nbytes(kind) for kind in kinds.values()], max_shard_size)
+        files = zip(shard_files(len(shards)), shards, strict=True)
+        self.units = [make_unit(file, {name: kinds[name] for name in shard}) for file, shard in files]
+
+    def write(self, unit: Unit, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+        write_tensors(self.work / unit.name, unit.kinds, (tensor for _, tensor in tensors))
+
+    def read(self, unit: Unit, name: str) -> np.ndarray:
+        return read_header(self.work / unit.name)[name].read()
+
+    def finish(self) -> None:
+        write_index(self.work, {unit.name: unit.kinds for unit in self.units})
+
+
+class OrbaxTarget:
+    """One array for all layers of a kind; a unit is some neighbouring tensors.
+
+    Raises:
+        ValueError: the layers of a kind do not have one dtype.
+    """
+
+    def __init__(self, work: AnyPath, kinds: dict[str, Kind], source: Checkpoint, process: int, processes: int):
+        self.params, self.processes, self.places = work / PARAMS, processes, source.places
+        self.weights = []
+        for weight in source.weights:
+            names = [str(name) for name in weight.names.flat]
+            dtypes = {kinds[name][0]: name for name in names}
+            if len(dtypes) > 1:
+                (one, first), (other, second) = list(dtypes.items())[:2]
+                raise ValueError(f"{first} is {one} and {second} {other}, but they lie in one array; choose a --dtype.")
+            leaf = jax.ShapeDtypeStruct(weight.leaf.shape, kinds[names[0]][0])
+            self.weights.append(weight._replace(leaf=leaf))
+        self.writer = ArrayWriter(self.params, self.weights, process)
+        groups = batches(list(kinds), [nbytes(kind) for kind in kinds.values()], UNIT_BYTES)
+        self.units = [
+            make_unit(f"tensors-{number:05d}", {name: kinds[name] for name in group})
+            for number, group in enumerate(groups, 1)
+        ]
+        self.threads = threading.local()
+
+    def write(self, unit: Unit, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+        buffer, start, writing = self._buffer(unit.nbytes), 0, []
+        for name, tensor in tensors:
+            weight, layer = self.places[name]
+            ours = weight.to_ours(tensor)
+            held = np.ndarray(ours.shape, ours.dtype, buffer, start)
+            copy(ours, held)
+            writing.append(self.writer.write(weight.path, layer, held))
+            start += held.nbytes
+        for future in writing:
+            future.result()
+
+    def read(self, unit: Unit, name: str) -> np.ndarray:
+        weight, layer = self.places[name]
+        return weight.to_theirs(self.writer.read(weight.path, layer))
+
+    def finish(self) -> None:
+        merge(self.params, self.weights, self.processes)
+
+    def _buffer(self, size: int) -> np.ndarray:
+        """This thread's buffer: fresh memory for every unit would take longer than filling it."""
+        if getattr(self.threads, "buffer", np.empty(0)).size < size:
+            self.threads.buffer = np.empty(size, np.uint8)
+        return self.threads.buffer
+
+
+def nbytes(kind: Kind) -> int:
+    """Bytes of a tensor."""
+    dtype, shape = kind
+    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+def make_unit(name: str, kinds: dict[str, Kind]) -> Unit:
+    """A unit of these tensors."""
+    return Unit(name, kinds, sum(map(nbytes, kinds.values())))

@@ -1,0 +1,62 @@
+"""Paths that may be on this machine or in a cloud's object store: `gs://bucket/…`, `s3://bucket/…`."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeAlias, TypeGuard
+
+from upath import UPath
+
+#: The two have the same methods; `UPath` is fsspec's file systems in the form of `pathlib`.
+AnyPath: TypeAlias = Path | UPath
+
+
+def as_path(path: str | os.PathLike | UPath) -> AnyPath:
+    """The path that a text stands for, which may be a URL.
+
+    Raises:
+        ValueError: the URL's kind is unknown, or the package that serves it is not installed.
+    """
+    if isinstance(path, UPath):
+        return path
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(text)
+    try:
+        return UPath(text.rstrip("/"))
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{text} cannot be reached: {error}.") from error
+
+
+def is_local(path: AnyPath) -> TypeGuard[Path]:
+    """Whether the path is a file system's, not a URL."""
+    return isinstance(path, Path)
+
+
+def read_bytes(path: UPath, start: int, size: int) -> bytes:
+    """A range of the bytes of a URL's object.
+
+    Raises:
+        OSError: it could not be read, or is shorter than that.
+    """
+    data = path.fs.cat_file(path.path, start=start, end=start + size)
+    if len(data) != size:
+        raise OSError(f"{path} gave {len(data):,} of the {size:,} bytes from byte {start:,} on; try again.")
+    return data
+
+
+def kvstore(path: AnyPath) -> dict[str, Any]:
+    """The TensorStore specification of a directory; AWS_ENDPOINT_URL and the region are read as other tools do."""
+    if is_local(path):
+        # What a run ends with is synchronised once, in conversion; synchronising each write would halve the speed.
+        return {"driver": "file", "path": f"{path.absolute()}/", "file_io_sync": False}
+    scheme, _, rest = str(path).partition("://")
+    bucket, _, key = rest.partition("/")
+    drivers = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+    if scheme not in drivers:
+        raise ValueError(f"Arrays can be on this machine, gs:// or s3://, not on {scheme}://.")
+    spec = {"driver": drivers[scheme], "bucket": bucket, "path": f"{key}/"}
+    if scheme == "s3":
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        options = {"endpoint": os.environ.get("AWS_ENDPOINT_URL"), "aws_region": region}
+        spec |= {name: value for name, value in options.items() if value}
+    return spec

@@ -1,0 +1,127 @@
+"""The tensors of PyTorch's zip archives (`pytorch_model*.bin`), found without PyTorch and without executing pickles.
+
+The archive holds each storage uncompressed, so a tensor is a range of the file. What says which is a pickle, and
+unpickling calls whatever functions the pickle names: here only the few below, which build descriptions.
+"""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from idefics_jax.paths import AnyPath
+from idefics_jax.tensor_files import Entry
+
+LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
+DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class _Storage(NamedTuple):
+    kind: str  # PyTorch's class, which names the dtype
+    key: str
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    start: int  # in elements, as the strides are
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_torch_header(file: AnyPath) -> dict[str, Entry]:
+    """The tensors of one file that `torch.save` wrote.
+
+    Raises:
+        ValueError: the file is cut off or damaged, or holds anything but tensors of floating-point numbers.
+    """
+    try:
+        with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            return _read(file, stream, archive)
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{file} is cut off, or not in the format of PyTorch 1.6 and later ({error}); download it again."
+        ) from error
+
+
+def _read(file: AnyPath, stream: Any, archive: zipfile.ZipFile) -> dict[str, Entry]:
+    pickles = [member for member in archive.namelist() if member.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"{file} holds {len(pickles)} pickles instead of one; it is not a PyTorch checkpoint.")
+    root = pickles[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        raise ValueError(f"{file} was written on a big-endian machine; save it again on another.")
+    try:
+        state = _Unpickler(file, archive.read(pickles[0])).load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"The pickle in {file} is damaged ({error}); download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, _Tensor) for tensor in state.values()):
+        raise ValueError(f"{file} is not a dictionary of tensors; save the model's state_dict() alone.")
+    return {str(name): _entry(file, name, tensor, stream, archive, root) for name, tensor in state.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that a dictionary of tensors needs, and refuses every other before anything is called."""
+
+    def __init__(self, file: AnyPath, content: bytes):
+        super().__init__(io.BytesIO(content))
+        self.file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
+        if module == "torch" and name.endswith("Storage"):
+            return name
+        raise pickle.UnpicklingError(
+            f"{self.file} asks to run {module}.{name}, which no checkpoint needs; it was not run. Do not trust the file."
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, kind, key, *_ = pid
+        return _Storage(kind, key)
+
+
+def _rebuild_tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+    return _Tensor(storage, start, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+    return tensor
+
+
+def _entry(file: AnyPath, name: Any, tensor: _Tensor, stream: Any, archive: zipfile.ZipFile, root: str) -> Entry:
+    if tensor.storage.kind not in DTYPES:
+        kind = tensor.storage.kind.removesuffix("Storage")
+        raise ValueError(f"{name} in {file} has dtype {kind}; weights must be floating-point numbers.")
+    dtype = DTYPES[tensor.storage.kind]
+    try:
+        member = archive.getinfo(f"{root}data/{tensor.storage.key}")
+    except KeyError as error:
+        raise ValueError(f"{file} has no data for {name}; download it again.") from error
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} in {file} is compressed, which torch.save never does; save the file again.")
+    # The member's own header can be longer than what the archive's directory says of it: PyTorch aligns data with it.
+    stream.seek(member.header_offset)
+    header = stream.read(LOCAL_HEADER)
+    lengths = [int.from_bytes(header[at : at + 2], "little") for at in (26, 28)]  # of its name and its padding
+    offset = member.header_offset + LOCAL_HEADER + sum(lengths) + tensor.start * dtype.itemsize
+    strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+    entry = Entry(file, dtype, tensor.shape, offset, strides)
+    end = tensor.start * dtype.itemsize + entry.extent
+    if min((tensor.start, *strides)) < 0 or end > member.file_size or offset + entry.extent > file.stat().st_size:
+        raise ValueError(f"{file} is cut off: {name} needs {end:,} bytes and {member.file_size:,} are there.")
+    return entry
