@@ -25,12 +25,10 @@ import numpy as np
 
 from benchmarks.timing import summary
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
-from idefics_jax.tensor_files import batches, shard_files, write_index, write_tensors
-from tests.make_checkpoint import _number_aware
+from idefics_jax.tensor_files import batches, make_header, shard_files, write_index, write_tensors
 from tests.tiny_tokenizer import save_tiny_tokenizer
 
 SHARD_BYTES = 5 * 10**9
-BLOCK = 2**24  # random numbers drawn at a time
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -39,7 +37,7 @@ def make_checkpoint(directory: Path, config: IdeficsConfig, sparse: bool = False
     directory.mkdir(parents=True)
     model = IdeficsForVisionText2Text.abstract(config, stacked=True)
     shapes = {str(name): weight.shape for weight in hf.weights(model, config) for name in weight.names.flat}
-    kinds = {name: (BFLOAT16, shape) for name, shape in sorted(shapes.items(), key=_number_aware)}
+    kinds = {name: (BFLOAT16, shape) for name, shape in sorted(shapes.items(), key=lambda item: hf.by_number(item[0]))}
     sizes = [2 * int(np.prod(shape)) for _, shape in kinds.values()]
     shards = batches(list(kinds), sizes, SHARD_BYTES)
     files = {
@@ -49,7 +47,9 @@ def make_checkpoint(directory: Path, config: IdeficsConfig, sparse: bool = False
     random = np.random.default_rng(0)
     for file, part in files.items():
         if sparse:
-            write_header(directory / file, part)
+            header = make_header(part)
+            (directory / file).write_bytes(header)
+            os.truncate(directory / file, len(header) + sum(2 * int(np.prod(shape)) for _, shape in part.values()))
         else:
             write_tensors(directory / file, part, (random_weight(shape, random) for _, shape in part.values()))
     write_index(directory, files)
@@ -63,7 +63,77 @@ def random_weight(shape: tuple[int, ...], random: np.random.Generator) -> np.nda
     return bits.view(BFLOAT16).reshape(shape)
 
 
-def write_header(file: Path, part: dict) -> None:
-    """A safetensors file whose data is a hole."""
-    empty = {name: np.lib.stride_tricks.as_strided(np.zeros((), BFLOAT16), shape, (0,) * len(shape)) for name, (_, shape) in part.items()}
-    raise NotImplementedError(empty)
+def run(command: list, cold: bool) -> tuple[float, int, str]:
+    """Seconds, the largest resident set in bytes, and the standard output of a process."""
+    os.sync()
+    if cold:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{command} failed.")
+    return seconds, usage.ru_maxrss * 1024, output
+
+
+def conversion(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "conversion", *map(str, arguments)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.conversion", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--directory", type=Path, help="where the checkpoints go (default: a temporary directory)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="empty the page cache before each run (needs root)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.directory) as temporary:
+        folder = Path(temporary)
+        print_plan(folder)
+        measure(folder, options.rounds, options.cold)
+
+
+def print_plan(folder: Path) -> None:
+    """What the program says of idefics-80b, from headers."""
+    make_checkpoint(folder / "idefics-80b", IdeficsConfig.idefics_80b(), sparse=True)
+    for command in (["inspect", folder / "idefics-80b"], ["convert", folder / "idefics-80b", "out", "--dry-run"]):
+        seconds, _, output = run(conversion(*command), cold=False)
+        print(f"{output}\n({seconds:.1f} s, of which most is importing JAX)\n")
+
+
+def measure(folder: Path, rounds: int, cold: bool) -> None:
+    """The table for idefics-9b."""
+    source, out = folder / "idefics-9b", folder / "out"
+    make_checkpoint(source, IdeficsConfig.idefics_9b())
+    size = sum(file.stat().st_size for file in source.iterdir())
+    commands = {
+        "cp -r": ["cp", "-r", source, out],
+        "cp -r and sync": ["sh", "-c", f"cp -r '{source}' '{out}' && sync"],
+        "safetensors to Orbax": conversion("convert", source, out),
+        "safetensors to safetensors": conversion("convert", source, out, "--to", "safetensors"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    memory = dict.fromkeys(commands, 0)
+    for _ in range(rounds):
+        for name, command in commands.items():
+            seconds, resident, _ = run(command, cold)
+            shutil.rmtree(out)
+            times[name].append(seconds)
+            memory[name] = max(memory[name], resident)
+            print(f"{name}: {seconds:.1f} s", file=sys.stderr)
+    print(f"{size / 1e9:.1f} GB, page cache {'emptied before each run' if cold else 'as the run before left it'}\n")
+    print("| | seconds | MB per second | speed of cp -r (min to max) | of cp -r and sync | peak memory |")
+    print("|---|---|---|---|---|---|")
+    for name in commands:
+        seconds = statistics.median(times[name])
+        ratios = [summary(times[name], times[other]).ratios for other in ("cp -r", "cp -r and sync")]
+        resident = f"{memory[name] / 2**30:.2f} GiB"
+        print(f"| {name} | {seconds:.1f} | {size / seconds / 1e6:.0f} | {ratios[0]} | {ratios[1]} | {resident} |")
+
+
+if __name__ == "__main__":
+    main()

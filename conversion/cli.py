@@ -99,9 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="also run both on a prompt with this image, in float32, and compare logits and greedy tokens; Hugging "
         "Face checkpoints run in PyTorch where transformers is installed (needs memory for one whole model)",
     )
-    verify.add_argument(
-        "--prompt", default="User:<image>What is in this picture?", metavar="TEXT", help="for --logits"
-    )
+    verify.add_argument("--prompt", default="User:<image>What is in this picture?", metavar="TEXT", help="for --logits")
     return parser
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from conversion.source import Checkpoint, Kind, contiguous, open_checkpoint
 from conversion.targets import OrbaxTarget, SafetensorsTarget, Target, Unit, nbytes
 from conversion.work import Work
 from idefics_jax.orbax_files import one_line
-from idefics_jax.paths import AnyPath, as_path, is_local
+from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
 
 WORKERS = 2  # threads, each with a unit in hand; a third gains nothing on two cores and takes half as much memory again
@@ -78,7 +79,7 @@ def write_share(
         done = {unit.name for unit, good in zip(there, intact, strict=True) if good}
         share = [unit for unit in share if unit.name not in done]
     total = sum(unit.nbytes for unit in share)
-    if is_local(work.folder):
+    if isinstance(work.folder, Path):
         check_space(work.folder, total)
 
     def convert_unit(unit: Unit) -> None:
@@ -156,9 +157,7 @@ def is_intact(unit: Unit, target: Target, work: Work, advance: Callable[[int], N
     return True
 
 
-def finish(
-    source: Checkpoint, target: Target, work: Work, kinds: dict[str, Kind], options: argparse.Namespace
-) -> None:
+def finish(source: Checkpoint, target: Target, work: Work, kinds: dict[str, Kind], options: argparse.Namespace) -> None:
     """Joins what all processes wrote, adds the small files and the manifest, and gives the output its name."""
     entries: dict[str, Any] = {}
     for unit in target.units:
@@ -167,7 +166,9 @@ def finish(
     spoilt = {name: count for name, count in spoilt.items() if count}
     if options.check_finite and spoilt:
         for name, count in spoilt.items():
-            print(f"{name}: {count:,} of {int(np.prod(kinds[name][1])):,} elements are NaN or infinite", file=sys.stderr)
+            print(
+                f"{name}: {count:,} of {int(np.prod(kinds[name][1])):,} elements are NaN or infinite", file=sys.stderr
+            )
         raise ValueError(
             f"{len(spoilt)} tensors hold NaN or infinity, the first {next(iter(spoilt))}; to have the checkpoint all "
             "the same, repeat the command with --resume and without --check-finite."
@@ -216,7 +217,7 @@ def apart_from(source: Checkpoint, work: Work) -> None:
     Raises:
         ValueError: it does.
     """
-    if is_local(source.directory) != is_local(work.out):
+    if isinstance(source.directory, Path) != isinstance(work.out, Path):
         return
     ours, theirs = ([str(p.resolve()) + "/" for p in (path, source.directory)] for path in (work.out, work.folder))
     for one, other in (ours, theirs):
@@ -234,7 +235,9 @@ def check_space(folder: AnyPath, needed: int) -> None:
 
     free = shutil.disk_usage(str(folder)).free
     if needed > free:
-        raise OSError(f"{folder} needs {decimal(needed)} more, and {decimal(free)} are free; make room or go elsewhere.")
+        raise OSError(
+            f"{folder} needs {decimal(needed)} more, and {decimal(free)} are free; make room or go elsewhere."
+        )
 
 
 def plan(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace) -> str:

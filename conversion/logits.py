@@ -2,13 +2,13 @@
 
 import gc
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from conversion.source import Checkpoint
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
-from idefics_jax.paths import is_local
 
 NEW_TOKENS = 16
 AGREE = 1e-3  # largest difference of logits, relative to the largest logit, that rounding in float32 explains
@@ -45,7 +45,11 @@ def compare(one: Checkpoint, other: Checkpoint, image: str, prompt: str) -> int:
 
 def answer(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> Answer:
     """The checkpoint's answer, by PyTorch where that can load it; the model's memory is free again afterwards."""
-    torch = checkpoint.format != "orbax" and is_local(checkpoint.directory) and find_spec("transformers") is not None
+    torch = (
+        checkpoint.format != "orbax"
+        and isinstance(checkpoint.directory, Path)
+        and find_spec("transformers") is not None
+    )
     result = by_torch(checkpoint, inputs) if torch and find_spec("torch") else by_jax(checkpoint, inputs)
     gc.collect()
     return result

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 def describe(tensor: np.ndarray) -> dict[str, Any]:
     """A tensor's entry. The checksum is of its bytes in Hugging Face's axes: the same in every format."""
-    digest = hashlib.sha256(tensor.reshape(-1).view(np.uint8)).hexdigest()
+    digest = hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
     return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "sha256": digest}
 
 
@@ -60,7 +60,8 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory} has no {MANIFEST} to be checked against; name a second checkpoint.")
     try:
         content = json.loads(file.read_text())
-        content["tensors"].items(), content["files"].items()
+        if not all(isinstance(content[part], dict) for part in ("tensors", "files")):
+            raise TypeError("it lists no tensors")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); name a second checkpoint to compare with.") from error
     return content

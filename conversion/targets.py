@@ -1,4 +1,4 @@
-"""The two forms of output. Each writes units of tensors, in any order and from several threads, then what joins them."""
+"""The two forms of output: each writes units of tensors, in any order, from several threads, then what joins them."""
 
 import threading
 from collections.abc import Iterator

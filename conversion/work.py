@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conversion.manifest import MANIFEST
-from idefics_jax.paths import AnyPath, is_local
+from idefics_jax.paths import AnyPath
 
 RECORDS = ".progress"  # a file for the job, and one for each finished unit
 JOB = "job.json"
@@ -26,7 +26,7 @@ class Work(NamedTuple):
     @classmethod
     def at(cls, out: AnyPath) -> "Work":
         """The work on an output."""
-        return cls(out, out.with_name(f"{out.name}.partial") if is_local(out) else out)
+        return cls(out, out.with_name(f"{out.name}.partial") if isinstance(out, Path) else out)
 
     @property
     def records(self) -> AnyPath:
@@ -44,12 +44,14 @@ class Work(NamedTuple):
             FileExistsError: there is something in the way, which `force` would remove.
             ValueError: the stopped run was another job, or `force` would remove what is not a checkpoint.
         """
-        if is_local(self.out) and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if isinstance(self.out, Path) and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             if not force:
                 raise FileExistsError(f"{self.out} exists already; choose another name, or --force to replace it.")
             if not (self.out / "config.json").is_file():
-                raise ValueError(f"{self.out} is not a checkpoint, so not even --force replaces it; remove it yourself.")
-        elif not is_local(self.out) and (self.out / "config.json").exists() and not force:
+                raise ValueError(
+                    f"{self.out} is not a checkpoint, so not even --force replaces it; remove it yourself."
+                )
+        elif not isinstance(self.out, Path) and (self.out / "config.json").exists() and not force:
             raise FileExistsError(f"{self.out} exists already; choose another name, or --force to replace it.")
         if self.folder.exists() and any(self.folder.iterdir()):
             if force and not resume:
@@ -86,14 +88,14 @@ class Work(NamedTuple):
 
     def publish(self, config: bytes) -> None:
         """Writes config.json and gives the output its name; on a disk, once all of it is stored safely."""
-        if not is_local(self.folder):
+        if not isinstance(self.folder, Path):
             (self.folder / "config.json").write_bytes(config)
             remove(self.records)
             return
         (self.folder / "config.json").write_bytes(config)
         for path in [*self.folder.rglob("*"), self.folder]:
             synchronise(path)
-        assert is_local(self.out)
+        assert isinstance(self.out, Path)
         replaced = self.out.with_name(f"{self.out.name}.replaced")
         if self.out.exists():
             self.out.rename(replaced)
@@ -105,7 +107,7 @@ class Work(NamedTuple):
 
 def remove(folder: AnyPath) -> None:
     """Removes a folder and what is in it."""
-    if is_local(folder):
+    if isinstance(folder, Path):
         shutil.rmtree(folder)
     else:
         folder.fs.rm(folder.path, recursive=True)

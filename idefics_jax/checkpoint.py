@@ -16,11 +16,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
-from upath import UPath
 
 from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.paths import PathLike
 from idefics_jax.progress import bytes_progress
 from idefics_jax.sharding import on_mesh
 from idefics_jax.stored import Stored, matched, stored_tensors
@@ -91,7 +91,7 @@ class Pretrained(nnx.Module):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike | UPath,
+        path: PathLike,
         *,
         dtype: Any = "auto",
         param_dtype: Any = None,

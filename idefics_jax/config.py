@@ -5,15 +5,13 @@ that this library does not implement is refused when the dataclass is made, by n
 """
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from upath import UPath
-
 from idefics_jax import config_json
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.paths import PathLike
 
 ACTIVATION_NAMES = ("silu", "gelu", "quick_gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 
@@ -163,8 +161,8 @@ class IdeficsConfig:
         )
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike | UPath) -> "IdeficsConfig":
-        """The configuration in `config.json` of a checkpoint directory (or its URL) or, where `path` is none, of a hub model.
+    def from_pretrained(cls, path: PathLike) -> "IdeficsConfig":
+        """The configuration in `config.json` of a checkpoint: a directory, a URL or, where `path` is none, a hub id.
 
         Raises:
             FileNotFoundError: there is no such directory, file or hub model.

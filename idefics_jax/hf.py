@@ -184,6 +184,11 @@ def weight_at(path: str, leaf: Any, config: IdeficsConfig, table: dict[str, Rule
     return Weight(path, names, _their_shape(rule.pattern, axes), rule.pattern, axes, leaf)
 
 
+def by_number(name: str) -> list[Any]:
+    """A key that sorts names by the numbers in them: layer 2 before layer 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 def _layer_numbers(kinds: list[str], config: IdeficsConfig, indices: list[int], stacked: tuple[int, ...]) -> np.ndarray:
     """Hugging Face's number of each layer in a leaf: they count decoder layers through, we by group."""
     interval = config.cross_layer_interval if "groups" in kinds and "layers" in kinds else 1

@@ -3,17 +3,13 @@
 import os
 from pathlib import Path
 
-from upath import UPath
-
-from idefics_jax.paths import AnyPath, as_path, is_local
+from idefics_jax.paths import AnyPath, PathLike, as_path
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = (["*.safetensors"], ["pytorch_model*.bin"])  # the second where there are none of the first
 
 
-def checkpoint_directory(
-    path_or_id: str | os.PathLike | UPath, patterns: list[str] | None = None, *, weights: bool = False
-) -> AnyPath:
+def checkpoint_directory(path_or_id: PathLike, patterns: list[str] | None = None, *, weights: bool = False) -> AnyPath:
     """The directory of a checkpoint; a path that is not there is taken for a hub id and downloaded.
 
     Args:
@@ -26,7 +22,7 @@ def checkpoint_directory(
         ValueError: the URL cannot be understood.
     """
     path = as_path(path_or_id)
-    if not is_local(path) or path.is_dir():
+    if not isinstance(path, Path) or path.is_dir():
         return path
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError

@@ -14,6 +14,7 @@ from PIL import Image
 
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.images import ImageInput, array_to_bytes, array_to_rgb, load_image, short_name, to_rgb
+from idefics_jax.paths import PathLike
 
 FILES = ["preprocessor_config.json", "processor_config.json"]
 # What transformers also writes: values that must be these for this code to be right, ...
@@ -163,7 +164,7 @@ class IdeficsImageProcessor:
         return values | {"size": size, "image_num_channels": 3, "do_convert_rgb": True} | labels
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, path_or_id: PathLike) -> Self:
         """From a checkpoint's directory or hub id: `preprocessor_config.json`, or 5.x's `processor_config.json`.
 
         Raises:

@@ -74,11 +74,17 @@ def find_arrays(directory: AnyPath, config: IdeficsConfig) -> dict[str, StackedE
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         keys = [[str(part["key"]) for part in leaf["key_metadata"]] for leaf in metadata["tree_metadata"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{params / METADATA} does not describe arrays ({error}); the checkpoint is damaged.") from error
+        raise ValueError(
+            f"{params / METADATA} does not describe arrays ({error}); the checkpoint is damaged."
+        ) from error
     database, table = _database(params), hf.rules(config)
     opening = {
         "/".join(parts): ts.open(
-            {"driver": driver, "kvstore": {**database, "path": f"{'.'.join(parts)}/"}, "fill_missing_data_reads": False},
+            {
+                "driver": driver,
+                "kvstore": {**database, "path": f"{'.'.join(parts)}/"},
+                "fill_missing_data_reads": False,
+            },
             context=_CONTEXT,
             read=True,
         )
@@ -95,7 +101,9 @@ def find_arrays(directory: AnyPath, config: IdeficsConfig) -> dict[str, StackedE
             raise ValueError(f"{path} in {params} is missing or damaged: {one_line(error)}.") from error
         for layer, name in np.ndenumerate(weight.names):
             entries[str(name)] = StackedEntry(params, array, weight, layer)
-    return entries
+    if not any(path.startswith("model/") for path in opening):  # an `IdeficsModel` alone
+        entries = {name.removeprefix("model."): entry for name, entry in entries.items()}
+    return dict(sorted(entries.items(), key=lambda item: hf.by_number(item[0])))
 
 
 class ArrayWriter:

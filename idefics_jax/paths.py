@@ -2,15 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 from upath import UPath
 
-#: The two have the same methods; `UPath` is fsspec's file systems in the form of `pathlib`.
+#: On a disk, or a URL: they have the same methods, and `isinstance(path, Path)` tells them apart.
 AnyPath: TypeAlias = Path | UPath
+#: What is taken where a path is asked for.
+PathLike: TypeAlias = str | os.PathLike | UPath
 
 
-def as_path(path: str | os.PathLike | UPath) -> AnyPath:
+def as_path(path: PathLike) -> AnyPath:
     """The path that a text stands for, which may be a URL.
 
     Raises:
@@ -27,18 +29,13 @@ def as_path(path: str | os.PathLike | UPath) -> AnyPath:
         raise ValueError(f"{text} cannot be reached: {error}.") from error
 
 
-def is_local(path: AnyPath) -> TypeGuard[Path]:
-    """Whether the path is a file system's, not a URL."""
-    return isinstance(path, Path)
-
-
 def read_bytes(path: UPath, start: int, size: int) -> bytes:
     """A range of the bytes of a URL's object.
 
     Raises:
         OSError: it could not be read, or is shorter than that.
     """
-    data = path.fs.cat_file(path.path, start=start, end=start + size)
+    data: Any = path.fs.cat_file(path.path, start=start, end=start + size)
     if len(data) != size:
         raise OSError(f"{path} gave {len(data):,} of the {size:,} bytes from byte {start:,} on; try again.")
     return data
@@ -46,7 +43,7 @@ def read_bytes(path: UPath, start: int, size: int) -> bytes:
 
 def kvstore(path: AnyPath) -> dict[str, Any]:
     """The TensorStore specification of a directory; AWS_ENDPOINT_URL and the region are read as other tools do."""
-    if is_local(path):
+    if isinstance(path, Path):
         # What a run ends with is synchronised once, in conversion; synchronising each write would halve the speed.
         return {"driver": "file", "path": f"{path.absolute()}/", "file_io_sync": False}
     scheme, _, rest = str(path).partition("://")

@@ -12,6 +12,7 @@ from idefics_jax.chat import chat_prompt
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.image_processor import FILES as IMAGE_PROCESSOR_FILES
 from idefics_jax.image_processor import IdeficsImageProcessor
+from idefics_jax.paths import PathLike
 from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Prompt, join, parse_prompts
 from idefics_jax.tokenizer import FILES as TOKENIZER_FILES
 from idefics_jax.tokenizer import IdeficsTokenizer, Side
@@ -166,7 +167,7 @@ class IdeficsProcessor:
         return [self.decode(row, skip_special_tokens) for row in ids]
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, path_or_id: PathLike) -> Self:
         """From a checkpoint's directory or hub id, of which only the processor's files are read.
 
         Raises:

@@ -5,8 +5,9 @@ Neither `sentencepiece` nor `protobuf` is needed: the file is one protocol buffe
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from idefics_jax.paths import AnyPath
 
 # Numbers from sentencepiece's `sentencepiece_model.proto`.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of ModelProto
@@ -37,7 +38,7 @@ LLAMA_STEPS = {
 }
 
 
-def read_sentencepiece(path: Path) -> dict[str, Any]:
+def read_sentencepiece(path: AnyPath) -> dict[str, Any]:
     """The contents of a `tokenizer.json` that tokenises as the sentencepiece model at `path`.
 
     Sentencepiece joins, again and again, the neighbours whose joined piece has the highest score (the leftmost of

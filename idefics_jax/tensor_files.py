@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from idefics_jax.paths import AnyPath, is_local, read_bytes
+from idefics_jax.paths import AnyPath, read_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
         """The tensor, read-only: of a local file a view, of which only the pages that are looked at are read."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
-        if is_local(self.file):
+        if isinstance(self.file, Path):
             data = np.memmap(self.file, np.uint8, mode="r", offset=self.offset, shape=self.extent)
         else:
             data = np.frombuffer(read_bytes(self.file, self.offset, self.extent), np.uint8)
@@ -143,6 +143,14 @@ def write_tensors(
         kinds: each tensor's dtype and shape, by name, in the order of the file.
         tensors: their values, in the same order.
     """
+    with file.open("wb") as stream:
+        stream.write(make_header(kinds))
+        for tensor in tensors:
+            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+
+
+def make_header(kinds: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> bytes:
+    """What a safetensors file begins with, given the dtype and shape of each tensor that follows."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -151,10 +159,7 @@ def write_tensors(
         header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    return len(text).to_bytes(8, "little") + text
 
 
 def shard_files(count: int) -> list[str]:

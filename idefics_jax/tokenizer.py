@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.sentencepiece_model import LLAMA_STEPS, read_sentencepiece
 
 FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
@@ -76,7 +77,7 @@ class IdeficsTokenizer:
         return self.tokenizer.decode(np.asarray(ids, dtype=np.int64).ravel().tolist(), skip_special_tokens)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, path_or_id: PathLike) -> Self:
         """From a checkpoint's directory or hub id: `tokenizer.json`, or else sentencepiece's `tokenizer.model`.
 
         Tokens that only `added_tokens.json`, `tokenizer_config.json` or `special_tokens_map.json` name are added.
@@ -186,7 +187,7 @@ def _as_original(content: dict[str, Any]) -> dict[str, Any]:
     return content | LLAMA_STEPS | {"added_tokens": added}
 
 
-def _named_ids(directory: Path, config: dict[str, Any]) -> dict[str, int | None]:
+def _named_ids(directory: AnyPath, config: dict[str, Any]) -> dict[str, int | None]:
     """The special tokens that the other files name, in the order of their ids; None: the next free one."""
     ids = _read_json(directory / "added_tokens.json")
     ids |= {_content(token): int(id) for id, token in config.get("added_tokens_decoder", {}).items()}
@@ -197,7 +198,7 @@ def _named_ids(directory: Path, config: dict[str, Any]) -> dict[str, int | None]
     return without_id | dict(sorted(ids.items(), key=lambda item: item[1]))
 
 
-def _add_tokens(tokenizer: Tokenizer, ids: dict[str, int | None], directory: Path) -> None:
+def _add_tokens(tokenizer: Tokenizer, ids: dict[str, int | None], directory: AnyPath) -> None:
     """Make each of `ids` a special token of `tokenizer`, and check that it has the id it should have."""
     present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token, id in sorted(ids.items(), key=lambda item: (item[1] is None, item[1] or 0)):
@@ -213,7 +214,7 @@ def _content(token: str | dict[str, Any] | None) -> str:
     return (token.get("content") if isinstance(token, dict) else token) or ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     """The contents of a JSON file; {} if there is none."""
     if not path.is_file():
         return {}

@@ -87,7 +87,8 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name.endswith("Storage"):
             return name
         raise pickle.UnpicklingError(
-            f"{self.file} asks to run {module}.{name}, which no checkpoint needs; it was not run. Do not trust the file."
+            f"{self.file} asks to run {module}.{name}, which no checkpoint needs. Do not trust the file: nothing of it "
+            "was run."
         )
 
     def persistent_load(self, pid: Any) -> _Storage:

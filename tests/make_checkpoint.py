@@ -8,7 +8,6 @@ Every kind of tensor and every file is there, sharded and in bfloat16; only size
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def _save(directory: Path) -> None:
     half = sum(tensor.nbytes for tensor in tensors.values()) / SHARDS
     shards: list[dict[str, np.ndarray]] = [{} for _ in range(SHARDS)]
     size = 0
-    for name, tensor in sorted(tensors.items(), key=_number_aware):
+    for name, tensor in sorted(tensors.items(), key=lambda item: hf.by_number(item[0])):
         shards[int(size // half)][name] = tensor
         size += tensor.nbytes
     files = [f"model-{number:05d}-of-{SHARDS:05d}.safetensors" for number in range(1, SHARDS + 1)]
@@ -148,10 +147,6 @@ def _save_with_transformers(directory: Path) -> None:
     model.load_state_dict(tensors, strict=True)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     model.save_pretrained(directory, max_shard_size=f"{total // SHARDS // 1000 + 50}KB")
-
-
-def _number_aware(item: tuple[str, np.ndarray]) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", item[0])]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
