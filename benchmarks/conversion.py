@@ -11,6 +11,7 @@ of the source that are mapped included. The checkpoint of 160 GB is headers and 
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -24,7 +25,6 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.timing import summary
-from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
 from idefics_jax.tensor_files import batches, make_header, shard_files, write_index, write_tensors
 from tests.tiny_tokenizer import save_tiny_tokenizer
 
@@ -32,9 +32,21 @@ SHARD_BYTES = 5 * 10**9
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def make_checkpoint(directory: Path, config: IdeficsConfig, sparse: bool = False) -> None:
-    """Writes a checkpoint of this config in the published layout, shard by shard; sparse, with holes for weights."""
+def make_in_child(directory: Path, preset: str, sparse: bool) -> None:
+    """Calls `make_checkpoint` in a process of its own, so that this one stays small: JAX is only imported there."""
+    child = multiprocessing.get_context("spawn").Process(target=make_checkpoint, args=(directory, preset, sparse))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise SystemExit(f"{directory} could not be made.")
+
+
+def make_checkpoint(directory: Path, preset: str, sparse: bool) -> None:
+    """Writes a checkpoint in the published layout, shard by shard; sparse, with holes for weights."""
+    from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
+
     directory.mkdir(parents=True)
+    config = getattr(IdeficsConfig, preset)()
     model = IdeficsForVisionText2Text.abstract(config, stacked=True)
     shapes = {str(name): weight.shape for weight in hf.weights(model, config) for name in weight.names.flat}
     kinds = {name: (BFLOAT16, shape) for name, shape in sorted(shapes.items(), key=lambda item: hf.by_number(item[0]))}
@@ -69,7 +81,9 @@ def run(command: list, cold: bool) -> tuple[float, int, str]:
     if cold:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True
+    )  # its memory is first this process's, which is small
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -99,7 +113,7 @@ def main() -> None:
 
 def print_plan(folder: Path) -> None:
     """What the program says of idefics-80b, from headers."""
-    make_checkpoint(folder / "idefics-80b", IdeficsConfig.idefics_80b(), sparse=True)
+    make_in_child(folder / "idefics-80b", "idefics_80b", True)
     for command in (["inspect", folder / "idefics-80b"], ["convert", folder / "idefics-80b", "out", "--dry-run"]):
         seconds, _, output = run(conversion(*command), cold=False)
         print(f"{output}\n({seconds:.1f} s, of which most is importing JAX)\n")
@@ -108,7 +122,7 @@ def print_plan(folder: Path) -> None:
 def measure(folder: Path, rounds: int, cold: bool) -> None:
     """The table for idefics-9b."""
     source, out = folder / "idefics-9b", folder / "out"
-    make_checkpoint(source, IdeficsConfig.idefics_9b())
+    make_in_child(source, "idefics_9b", False)
     size = sum(file.stat().st_size for file in source.iterdir())
     commands = {
         "cp -r": ["cp", "-r", source, out],

@@ -21,7 +21,7 @@ from idefics_jax.orbax_files import one_line
 from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
 
-WORKERS = 2  # threads, each with a unit in hand; a third gains nothing on two cores and takes half as much memory again
+WORKERS = 4  # threads, each with a unit in hand: some wait for the disk while others compute
 BASE_BYTES = 400 * 10**6  # of Python, JAX and TensorStore themselves
 CARRIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*")  # files beside the weights that go along
 NOT_CARRIED = ("config.json", MANIFEST)  # written anew, as an index of weights is
@@ -246,13 +246,20 @@ def plan(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: ar
     written = sum(unit.nbytes for unit in target.units)
     largest = max(kinds, key=lambda name: nbytes(kinds[name]))
     files = len({tensor.file for tensor in source.tensors.values()})
-    holds = max(max(unit.nbytes, nbytes(kinds[largest])) for unit in target.units) if options.to == "orbax" else 0
-    held = source.tensors[largest].nbytes + nbytes(kinds[largest]) * (options.dtype is not None) + 2 * holds
+    # Of each unit in hand: a tensor of the source, the same in another dtype, and TensorStore's two copies of the unit.
+    copies = 2 if options.to == "orbax" else 0
+    in_hand = sorted(largest_of(unit, source, kinds, options.dtype) + copies * unit.nbytes for unit in target.units)
+    memory = BASE_BYTES + sum(in_hand[-WORKERS:])
     made = {"orbax": "pieces of Orbax arrays", "safetensors": "safetensors files"}[options.to]
     lines = {
         "source": f"{source.directory} ({source.format}): {len(kinds):,} tensors, {decimal(read_bytes)}, {files} files",
         "output": f"{options.out}: {decimal(written)} in {len(target.units):,} {made}",
         "largest tensor": f"{largest}, {decimal(nbytes(kinds[largest]))}",
-        "memory": f"at most {decimal(BASE_BYTES + WORKERS * held)}, with {WORKERS} tensors in hand at a time",
+        "memory": f"at most about {decimal(memory)}, with {WORKERS} units in hand at a time",
     }
     return "\n".join(f"{name:<16}{text}" for name, text in lines.items())
+
+
+def largest_of(unit: Unit, source: Checkpoint, kinds: dict[str, Kind], dtype: str | None) -> int:
+    """The most bytes that a tensor of a unit takes, as it is read and as it is cast."""
+    return max(source.tensors[name].nbytes + nbytes(kinds[name]) * (dtype is not None) for name in unit.kinds)

@@ -3,7 +3,7 @@
 import gc
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,12 +45,9 @@ def compare(one: Checkpoint, other: Checkpoint, image: str, prompt: str) -> int:
 
 def answer(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> Answer:
     """The checkpoint's answer, by PyTorch where that can load it; the model's memory is free again afterwards."""
-    torch = (
-        checkpoint.format != "orbax"
-        and isinstance(checkpoint.directory, Path)
-        and find_spec("transformers") is not None
-    )
-    result = by_torch(checkpoint, inputs) if torch and find_spec("torch") else by_jax(checkpoint, inputs)
+    local, installed = isinstance(checkpoint.directory, Path), find_spec("torch") and find_spec("transformers")
+    run = by_torch if checkpoint.format != "orbax" and local and installed else by_jax
+    result = run(checkpoint, inputs)
     gc.collect()
     return result
 
@@ -68,7 +65,7 @@ def by_torch(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> Answer:
     import torch
     from transformers import IdeficsForVisionText2Text as Reference
 
-    model = Reference.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+    model: Any = Reference.from_pretrained(str(checkpoint.directory), dtype=torch.float32).eval()
     tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()}
     tensors["pixel_values"] = tensors["pixel_values"].permute(0, 1, 4, 2, 3).contiguous()
     tensors["input_ids"] = tensors["input_ids"].long()

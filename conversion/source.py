@@ -1,7 +1,6 @@
 """A checkpoint that was opened: its configuration, its tensors and which of our weights they make."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel, hf
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.orbax_files import is_orbax
-from idefics_jax.paths import AnyPath
+from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.stored import Stored, matched, stored_tensors
 from idefics_jax.tensor_files import copy
 
@@ -54,12 +53,11 @@ class Checkpoint(NamedTuple):
         return {str(name): (weight, at) for weight in self.weights for at, name in np.ndenumerate(weight.names)}
 
 
-def open_checkpoint(path: str | os.PathLike, weights: bool = True) -> Checkpoint:
+def open_checkpoint(path: PathLike) -> Checkpoint:
     """Opens a checkpoint, reading the headers of its files alone.
 
     Args:
         path: a directory, a URL or a hub id.
-        weights: require that config.json and tensors belong together.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or a file of it is missing.

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from conversion.source import Checkpoint, Kind
-from idefics_jax.orbax_files import PARAMS, ArrayWriter, merge
+from idefics_jax.orbax_files import CHUNK_BYTES, PARAMS, ArrayWriter, merge
 from idefics_jax.paths import AnyPath
-from idefics_jax.tensor_files import batches, copy, read_header, shard_files, write_index, write_tensors
+from idefics_jax.tensor_files import batches, read_header, shard_files, write_index, write_tensors
 
-UNIT_BYTES = 2**27  # of small weights that are written to Orbax and recorded together
+UNIT_BYTES = 2**26  # of weights that are written to Orbax and recorded together, if there is more than one
+DATABASES = 4  # that each process writes into: one stores a write at a time
 
 
 class Unit(NamedTuple):
@@ -84,37 +85,38 @@ class OrbaxTarget:
                 raise ValueError(f"{first} is {one} and {second} {other}, but they lie in one array; choose a --dtype.")
             leaf = jax.ShapeDtypeStruct(weight.leaf.shape, kinds[names[0]][0])
             self.weights.append(weight._replace(leaf=leaf))
-        self.writer = ArrayWriter(self.params, self.weights, process)
+        self.writers = [ArrayWriter(self.params, self.weights, process * DATABASES + n) for n in range(DATABASES)]
         groups = batches(list(kinds), [nbytes(kind) for kind in kinds.values()], UNIT_BYTES)
         self.units = [
             make_unit(f"tensors-{number:05d}", {name: kinds[name] for name in group})
             for number, group in enumerate(groups, 1)
         ]
+        self.numbers = {unit.name: number for number, unit in enumerate(self.units)}
         self.threads = threading.local()
 
     def write(self, unit: Unit, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
-        buffer, start, writing = self._buffer(unit.nbytes), 0, []
+        writer, writing = self._writer(unit), []
         for name, tensor in tensors:
             weight, layer = self.places[name]
-            ours = weight.to_ours(tensor)
-            held = np.ndarray(ours.shape, ours.dtype, buffer, start)
-            copy(ours, held)
-            writing.append(self.writer.write(weight.path, layer, held))
-            start += held.nbytes
+            writing += writer.write(weight.path, layer, weight.to_ours(tensor), self._buffer())
         for future in writing:
             future.result()
 
     def read(self, unit: Unit, name: str) -> np.ndarray:
         weight, layer = self.places[name]
-        return weight.to_theirs(self.writer.read(weight.path, layer))
+        return weight.to_theirs(self._writer(unit).read(weight.path, layer))
 
     def finish(self) -> None:
-        merge(self.params, self.weights, self.processes)
+        merge(self.params, self.weights, self.processes * DATABASES)
 
-    def _buffer(self, size: int) -> np.ndarray:
-        """This thread's buffer: fresh memory for every unit would take longer than filling it."""
-        if getattr(self.threads, "buffer", np.empty(0)).size < size:
-            self.threads.buffer = np.empty(size, np.uint8)
+    def _writer(self, unit: Unit) -> ArrayWriter:
+        """The database that a unit is in: the same when a run is gone on with."""
+        return self.writers[self.numbers[unit.name] % DATABASES]
+
+    def _buffer(self) -> np.ndarray:
+        """This thread's buffer."""
+        if not hasattr(self.threads, "buffer"):
+            self.threads.buffer = np.empty(CHUNK_BYTES, np.uint8)
         return self.threads.buffer
 
 

@@ -6,6 +6,7 @@ interface cannot: a weight of one layer at a time.
 """
 
 import json
+import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import tensorstore as ts
 from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.paths import AnyPath, kvstore
+from idefics_jax.tensor_files import copy
 
 PARAMS = "params"  # the parameters' folder in a checkpoint's directory
 METADATA = "_METADATA"
@@ -117,35 +119,53 @@ class ArrayWriter:
 
     def __init__(self, params: AnyPath, weights: Iterable[hf.Weight], process: int):
         self.params = params
-        self.weights = {weight.path: weight for weight in weights}
+        self.weights = list(weights)
         self.database = _database(params / f"{PROCESS}{process}", write=True)
         self.arrays: dict[str, Any] = {}
+        self.lock = threading.Lock()
 
     def open(self, path: str) -> Any:
-        """The array of the weights at `path`, made if it is not there."""
-        if path not in self.arrays:
-            leaf, layers = self.weights[path].leaf, self.weights[path].names.ndim
-            spec = {
-                "driver": "zarr",
-                "kvstore": {**self.database, "path": f"{path.replace('/', '.')}/"},
-                "metadata": {
-                    "shape": leaf.shape,
-                    "chunks": chunk_shape(leaf.shape, layers, leaf.dtype.itemsize),
-                    "compressor": None,  # trained weights look random: zstd would save a tenth, and halve the speed
-                    "dtype": ts.dtype(leaf.dtype).to_json(),
-                },
-                "store_data_equal_to_fill_value": True,
-                "fill_missing_data_reads": False,
-            }
-            self.arrays[path] = ts.open(spec, context=_CONTEXT, create=True, open=True).result()
+        """The array of the weights at `path`, made if it is not there; all are opened together, in one transaction."""
+        with self.lock:
+            if not self.arrays:
+                opening = {weight.path: self._open(weight) for weight in self.weights}
+                self.arrays = {path: array.result() for path, array in opening.items()}
         return self.arrays[path]
 
-    def write(self, path: str, layer: tuple[int, ...], values: np.ndarray) -> Any:
-        """Starts to write one layer's weight, in our axes; the future's `result()` waits until it is stored.
+    def _open(self, weight: hf.Weight) -> Any:
+        leaf = weight.leaf
+        spec = {
+            "driver": "zarr",
+            "kvstore": {**self.database, "path": f"{weight.path.replace('/', '.')}/"},
+            "metadata": {
+                "shape": leaf.shape,
+                "chunks": chunk_shape(leaf.shape, weight.names.ndim, leaf.dtype.itemsize),
+                "compressor": None,  # trained weights look random: zstd would save a tenth, and halve the speed
+                "dtype": ts.dtype(leaf.dtype).to_json(),
+            },
+            "store_data_equal_to_fill_value": True,
+            "fill_missing_data_reads": False,
+        }
+        return ts.open(spec, context=_CONTEXT, create=True, open=True)
 
-        `values` must stay as they are until then.
+    def write(self, path: str, layer: tuple[int, ...], values: np.ndarray, buffer: np.ndarray) -> list[Any]:
+        """Starts to write one layer's weight, given in our axes; `result()` of each future waits until it is stored.
+
+        Args:
+            buffer: `CHUNK_BYTES` bytes to put chunks into, one after the other, while they are hot in the cache; it
+                can be used again at once.
         """
-        return self.open(path)[layer].write(values, can_reference_source_data_indefinitely=True)
+        array, writing = self.open(path)[layer], []
+        rows = array.chunk_layout.write_chunk.shape[0] if values.ndim else 1
+        for start in range(0, len(values) if values.ndim else 1, rows):
+            index = (slice(start, min(start + rows, len(values))),) if values.ndim else ()
+            part = values[index]
+            chunk = np.ndarray(part.shape, part.dtype, buffer)
+            copy(part, chunk)
+            futures = array[index].write(chunk)
+            futures.copy.result()
+            writing.append(futures)
+        return writing
 
     def read(self, path: str, layer: tuple[int, ...]) -> np.ndarray:
         """What was written there.

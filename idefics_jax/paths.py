@@ -44,8 +44,7 @@ def read_bytes(path: UPath, start: int, size: int) -> bytes:
 def kvstore(path: AnyPath) -> dict[str, Any]:
     """The TensorStore specification of a directory; AWS_ENDPOINT_URL and the region are read as other tools do."""
     if isinstance(path, Path):
-        # What a run ends with is synchronised once, in conversion; synchronising each write would halve the speed.
-        return {"driver": "file", "path": f"{path.absolute()}/", "file_io_sync": False}
+        return {"driver": "file", "path": f"{path.absolute()}/"}
     scheme, _, rest = str(path).partition("://")
     bucket, _, key = rest.partition("/")
     drivers = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}

@@ -198,13 +198,15 @@ def batches(items: list[Any], sizes: list[int], limit: int) -> list[list[Any]]:
 def copy(source: np.ndarray, target: np.ndarray) -> None:
     """Fills `target`, which lies in C order, with a view of a file's tensor that may be transposed.
 
-    NumPy copies a transposed matrix along the rows of the copy, each element from another cache line; in strips of 16
-    columns, whole lines are read, which is about five times as fast.
+    NumPy copies a transposed matrix along the rows of the copy, each element from another cache line; in strips of 8
+    columns, whole lines are read and stay cached, which is about five times as fast.
     """
     if source.ndim == 3 and source.strides[1] == source.shape[2] * source.strides[2]:  # heads apart, as in one matrix
         source, target = (x.reshape(len(x), -1) for x in (source, target))
+    if source.dtype == target.dtype:  # NumPy moves its own numbers faster than bfloat16's, and without Python's lock
+        source, target = (x.view(f"u{x.dtype.itemsize}") for x in (source, target))
     if source.flags.c_contiguous:
         target[...] = source
     else:
-        for start in range(0, source.shape[-1], 16):
-            target[..., start : start + 16] = source[..., start : start + 16]
+        for start in range(0, source.shape[-1], 8):
+            target[..., start : start + 8] = source[..., start : start + 8]
