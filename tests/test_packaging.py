@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MODULES = {"pillow": "PIL"}  # what a distribution is imported as, where that is not its name
+MODULES = {
+    "pillow": "PIL",
+    "universal-pathlib": "upath",
+}  # what a distribution is imported as, where that is not its name
 
 
 @pytest.fixture(scope="module")

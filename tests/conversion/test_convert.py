@@ -1,0 +1,241 @@
+"""Whatever goes in comes out bit for bit, for Orbax, transformers and ourselves to load."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from idefics_jax import IdeficsForVisionText2Text, IdeficsModel, IdeficsProcessor, make_mesh
+from tests.conversion.helpers import as_bin, assert_same_bits, change_config, contents, read_all, store
+from tests.random_checkpoint import save_random_checkpoint
+
+KINDS = {
+    "published": {},
+    "no resampler": {"use_resampler": False},
+    "tied vectors": {"tie_word_embeddings": True, "alpha_type": "vector", "additional_vocab_size": 0},
+    "every layer": {"cross_layer_interval": 1, "qk_layer_norms": False},
+}
+DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
+
+
+def cast(directory, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in read_all(directory).items()}
+    if dtype == np.float64:  # which the safetensors package writes, and no config names
+        change_config(directory, dtype="float32")
+    else:
+        change_config(directory, dtype=np.dtype(dtype).name)
+    store(directory, tensors)
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_is_bit_identical(conversion, tmp_path, small_units, kind, dtype):
+    source = save_random_checkpoint(tmp_path / "source", KINDS[kind])
+    tensors = cast(source, dtype)
+    conversion("convert", source, tmp_path / "orbax")
+    assert_same_bits(read_all(tmp_path / "orbax"), tensors)
+    conversion("convert", tmp_path / "orbax", tmp_path / "back", "--to", "safetensors", "--max-shard-size", "30KB")
+    assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 3
+    assert_same_bits(read_all(tmp_path / "back"), tensors)
+    assert (tmp_path / "back" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+def test_the_files_beside_the_weights_go_along(conversion, published, tmp_path):
+    conversion("convert", published, tmp_path / "orbax")
+    conversion("convert", tmp_path / "orbax", tmp_path / "back", "--to", "safetensors")
+    before, after = contents(published), contents(tmp_path / "back")
+    assert after.keys() - before.keys() == {"manifest.json", "model.safetensors"}
+    assert all(after[name] == before[name] for name in after.keys() & before.keys())
+    assert IdeficsProcessor.from_pretrained(tmp_path / "orbax")("User:")["input_ids"].size
+
+
+def test_norms_may_have_another_dtype_but_layers_of_one_kind_not(conversion, checkpoint, tmp_path):
+    tensors = {
+        name: tensor if "norm" in name else tensor.astype(np.float16) for name, tensor in read_all(checkpoint).items()
+    }
+    store(checkpoint, tensors)
+    conversion("convert", checkpoint, tmp_path / "orbax")
+    assert_same_bits(read_all(tmp_path / "orbax"), tensors)
+    name = "model.layers.2.mlp.up_proj.weight"
+    store(checkpoint, tensors | {name: tensors[name].astype(np.float32)})
+    assert f"{name} float32, but they lie in one array; choose a --dtype" in conversion(
+        "convert", checkpoint, tmp_path / "other", status=1
+    )
+    conversion("convert", checkpoint, tmp_path / "files", "--to", "safetensors")
+    conversion("convert", checkpoint, tmp_path / "one", "--dtype", "float32")
+
+
+def test_the_headless_model(conversion, checkpoint, tmp_path):
+    source, expected = tmp_path / "headless", IdeficsModel.from_pretrained(checkpoint)
+    expected.save_pretrained(source)
+    conversion("convert", source, tmp_path / "orbax")
+    assert_same_bits(read_all(tmp_path / "orbax"), read_all(source))
+    jax.tree.map(np.testing.assert_array_equal, IdeficsModel.from_pretrained(tmp_path / "orbax"), expected)
+    conversion("convert", tmp_path / "orbax", tmp_path / "back", "--to", "safetensors")
+    assert_same_bits(read_all(tmp_path / "back"), read_all(source))
+
+
+@pytest.mark.parametrize("asked", ["bfloat16", "float16", "float32"])
+def test_another_dtype(conversion, checkpoint, tmp_path, asked):
+    expected = {name: tensor.astype(asked) for name, tensor in read_all(checkpoint).items()}
+    for form in ("orbax", "safetensors"):
+        conversion("convert", checkpoint, tmp_path / form, "--to", form, "--dtype", asked)
+        assert_same_bits(read_all(tmp_path / form), expected)
+        assert IdeficsForVisionText2Text.from_pretrained(tmp_path / form, dtype="float32").config.dtype == "float32"
+        assert json.loads((tmp_path / form / "config.json").read_text())["torch_dtype"] == asked
+        assert "same once rounded" in conversion("verify", checkpoint, tmp_path / form) or asked == "float32"
+
+
+# `.bin`
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bin_gives_what_safetensors_gives(conversion, checkpoint, tmp_path, shards):
+    conversion("convert", checkpoint, tmp_path / "from safetensors")
+    expected = as_bin(checkpoint, shards)
+    conversion("convert", checkpoint, tmp_path / "from bin")
+    assert_same_bits(read_all(tmp_path / "from bin"), expected)
+    assert_same_bits(read_all(tmp_path / "from bin"), read_all(tmp_path / "from safetensors"))
+    assert_same_bits(read_all(checkpoint), expected)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        IdeficsForVisionText2Text.from_pretrained(checkpoint),
+        IdeficsForVisionText2Text.from_pretrained(tmp_path / "from safetensors"),
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_bin_files_that_torch_wrote(conversion, checkpoint, tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    model = transformers.IdeficsForVisionText2Text.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+    for name in ("bin", "safetensors"):
+        model.config.save_pretrained(tmp_path / name)
+    model.save_pretrained(tmp_path / "safetensors")
+    torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    conversion("convert", tmp_path / "bin", tmp_path / "orbax")
+    assert_same_bits(read_all(tmp_path / "orbax"), read_all(tmp_path / "safetensors"))
+
+
+# Who can load it
+
+
+def nested(model):
+    """A model's leaves as the nested dictionaries that its Orbax checkpoint holds."""
+    tree = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        *parents, last = [key.name for key in keys[:-1]]
+        inner = tree
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = leaf
+    return tree
+
+
+@pytest.mark.parametrize("sizes", [None, (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
+def test_orbax_itself_restores_it_onto_any_mesh(conversion, tmp_path, small_units, sizes):
+    changes = {"vision_config": {"num_attention_heads": 4}, "perceiver_config": {"resampler_n_heads": 4}}
+    source = save_random_checkpoint(tmp_path / "source", changes)
+    conversion("convert", source, tmp_path / "orbax")
+    mesh = sizes and make_mesh(*sizes)
+    expected = IdeficsForVisionText2Text.from_pretrained(source, mesh=mesh, stacked=True)
+    abstract = nested(IdeficsForVisionText2Text.abstract(expected.config, mesh=mesh, stacked=True))
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "orbax" / "params", abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, nested(expected))
+    if mesh:
+        assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
+
+
+@pytest.mark.parametrize("sizes", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
+def test_from_pretrained_loads_it_in_any_form(conversion, tmp_path, stacked, sizes):
+    changes = {"vision_config": {"num_attention_heads": 4}, "perceiver_config": {"resampler_n_heads": 4}}
+    source = save_random_checkpoint(tmp_path / "source", changes)
+    conversion("convert", source, tmp_path / "orbax")
+    mesh = sizes and make_mesh(*sizes)
+    ours, expected = (
+        IdeficsForVisionText2Text.from_pretrained(path, mesh=mesh, stacked=stacked)
+        for path in (tmp_path / "orbax", source)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    assert jax.tree.map(lambda x: x.sharding, ours) == jax.tree.map(lambda x: x.sharding, expected)
+
+
+def test_what_orbax_saved_from_a_mesh_converts(conversion, tmp_path):
+    """As training will: written by Orbax, in its own chunks, compressed, every device its shard."""
+    changes = {"vision_config": {"num_attention_heads": 4}, "perceiver_config": {"resampler_n_heads": 4}}
+    source = save_random_checkpoint(tmp_path / "source", changes)
+    model = IdeficsForVisionText2Text.from_pretrained(source, mesh=make_mesh(2, 2, 2), stacked=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "orbax" / "params", nested(model))
+    (tmp_path / "orbax" / "config.json").write_bytes((source / "config.json").read_bytes())
+    conversion("convert", tmp_path / "orbax", tmp_path / "back", "--to", "safetensors")
+    assert_same_bits(read_all(tmp_path / "back"), read_all(source))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_loads_the_export_with_nothing_missing(conversion, tmp_path, kind):
+    pytest.importorskip("torch")
+    import transformers
+
+    source = save_random_checkpoint(tmp_path / "source", KINDS[kind])
+    conversion("convert", source, tmp_path / "orbax", "--dtype", "bfloat16")
+    conversion("convert", tmp_path / "orbax", tmp_path / "back", "--to", "safetensors", "--max-shard-size", "40KB")
+    theirs, report = transformers.IdeficsForVisionText2Text.from_pretrained(
+        tmp_path / "back", dtype="auto", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    state = theirs.state_dict()
+    for name, tensor in read_all(tmp_path / "back").items():
+        assert str(state[name].dtype) == "torch.bfloat16"
+        np.testing.assert_array_equal(state[name].float().numpy(), tensor.astype(np.float32))
+
+
+# What it says
+
+
+def test_the_plan_is_made_without_writing(conversion, published, tmp_path):
+    out = conversion("convert", published, tmp_path / "out", "--to", "safetensors", "--dry-run", "--dtype", "float32")
+    assert list(tmp_path.iterdir()) == []
+    assert "177 tensors, 1.8 MB, 2 files" in out
+    assert "3.6 MB in 1 safetensors files" in out
+    assert "model.vision_model.embeddings.patch_embedding.weight, 188.2 kB" in out
+
+
+def test_tensors_that_hold_nothing_are_left_out_and_named(conversion, checkpoint, tmp_path, capsys):
+    tensors, stray = read_all(checkpoint), "model.layers.0.self_attn.rotary_emb.inv_freq"
+    store(checkpoint, tensors | {stray: np.zeros(4, np.float32)})
+    from conversion.cli import main
+
+    assert main(["convert", str(checkpoint), str(tmp_path / "out")]) == 0
+    assert f"Left out, since it holds nothing to load: {stray}" in capsys.readouterr().err
+    assert_same_bits(read_all(tmp_path / "out"), tensors)
+
+
+def test_inspect_adds_up(conversion, published, tmp_path):
+    conversion("convert", published, tmp_path / "orbax")
+    for path, form in ((published, "safetensors"), (tmp_path / "orbax", "orbax")):
+        out = conversion("inspect", path)
+        assert f": {form}, " in out
+        rows = {line[:16].strip(): line[16:].split() for line in out.splitlines()[3:]}
+        parts = ["vision", "resampler", "cross-attention", "text", "embeddings"]
+        assert list(rows) == [*parts, "total"]
+        for column in (0, 1):
+            numbers = {name: int(row[column].replace(",", "")) for name, row in rows.items()}
+            assert sum(numbers[part] for part in parts) == numbers["total"]
+        tensors = read_all(path)
+        assert rows["total"][:2] == [f"{len(tensors):,}", f"{sum(tensor.size for tensor in tensors.values()):,}"]
+        lines = conversion("inspect", path, "--tensors").splitlines()
+        assert len(lines) == 1 + len(tensors)
+        line = next(line for line in lines if line.startswith("model.layers.5.self_attn.q_proj.weight"))
+        assert line.split()[1:] == [
+            "bfloat16", "64x64", "8.2", "kB", "model/decoder/groups/layers/attention/q/kernel[1,1]"
+        ]  # fmt: skip
