@@ -78,7 +78,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     convert.add_argument("--force", action="store_true", help="replace OUT, and what a stopped run left")
-    convert.add_argument("--check-finite", action="store_true", help="refuse to finish if NaN or infinity is in it")
+    convert.add_argument(
+        "--check-finite",
+        action="store_true",
+        help="refuse to finish if NaN or infinity is in the output, such as what is too large for float16",
+    )
     convert.add_argument("--dry-run", action="store_true", help="say what would be done, and how much memory it takes")
     several = convert.add_argument_group("several processes", "Started alike on each host; what OUT is on is shared.")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0's")

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from conversion import processes
 from conversion.manifest import MANIFEST, count_nonfinite, describe, write_manifest
-from conversion.source import Checkpoint, Kind, contiguous, open_checkpoint
+from conversion.source import Checkpoint, Kind, cast, contiguous, open_checkpoint
 from conversion.targets import OrbaxTarget, SafetensorsTarget, Target, Unit, nbytes
 from conversion.work import Work
 from idefics_jax.orbax_files import one_line
@@ -52,7 +52,7 @@ def convert(options: argparse.Namespace) -> int:
     start = time.monotonic()
     with group.together():
         if group.index == 0:
-            work.begin(job(source, kinds, options), options.resume, options.force)
+            begin(work, job(source, kinds, options), options)
     with group.together():
         write_share(source, target, work, group, options)
     with group.together():
@@ -65,6 +65,16 @@ def convert(options: argparse.Namespace) -> int:
         for name in source.left_out:
             print(f"Left out, since it holds nothing to load: {name}", file=sys.stderr)
     return 0
+
+
+def begin(work: Work, job: dict[str, Any], options: argparse.Namespace) -> None:
+    """Makes the folder to work in, or takes up the one that a stopped run left."""
+    try:
+        work.begin(job, options.resume, options.force)
+    except (FileExistsError, ValueError):
+        raise
+    except Exception as error:  # a disk's, or an object store's
+        raise OSError(f"{work.folder} could not be made: {one_line(error)}.") from error
 
 
 def write_share(
@@ -87,7 +97,7 @@ def write_share(
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
             for name, (dtype, _) in unit.kinds.items():
-                tensor = contiguous(read(source, name).astype(dtype, copy=False))
+                tensor = contiguous(cast(read(source, name), dtype))
                 entries[name] = describe(tensor)
                 if options.check_finite:
                     entries[name]["nonfinite"] = count_nonfinite(tensor)
@@ -99,7 +109,7 @@ def write_share(
             work.record(unit.name, entries)
         except SourceError:
             raise
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a disk's, an object store's or TensorStore's
             raise OSError(
                 f"{work.folder} could not be written: {one_line(error)}. What is finished is kept there: once that is "
                 "mended, repeat the command with --resume."
@@ -121,7 +131,7 @@ def read(source: Checkpoint, name: str) -> np.ndarray:
     """
     try:
         return source.tensors[name].read()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a disk's, an object store's or TensorStore's
         raise SourceError(f"{name} in {source.tensors[name].file} cannot be read: {one_line(error)}.") from error
 
 
@@ -178,7 +188,7 @@ def finish(source: Checkpoint, target: Target, work: Work, kinds: dict[str, Kind
         files = carry(source.directory, work.folder)
         write_manifest(work.folder, str(source.directory), options.to, kinds, entries, files)
         work.publish(config_json(source, options.dtype))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a disk's, an object store's or TensorStore's
         raise OSError(f"{work.out} could not be finished: {one_line(error)}; repeat with --resume.") from error
 
 

@@ -78,6 +78,12 @@ def model_class(values: Mapping[str, Any]) -> type[IdeficsModel] | type[IdeficsF
     return IdeficsModel if "IdeficsModel" in (values.get("architectures") or ()) else IdeficsForVisionText2Text
 
 
+def cast(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The tensor in a dtype, rounded to the nearest even as PyTorch does; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return tensor.astype(dtype, copy=False)
+
+
 def contiguous(tensor: np.ndarray) -> np.ndarray:
     """The tensor in C order, itself if it is so already."""
     if tensor.flags.c_contiguous:

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from conversion.convert import WORKERS, read
 from conversion.manifest import MANIFEST, count_nonfinite, describe, describe_file, read_manifest
-from conversion.source import Checkpoint, contiguous, open_checkpoint
+from conversion.source import Checkpoint, cast, contiguous, open_checkpoint
 from idefics_jax.progress import bytes_progress
 
 SHOWN = 20  # findings that are printed
@@ -94,7 +94,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> str:
         return f"shapes {list(a.shape)} and {list(b.shape)}"
     if a.dtype != b.dtype:
         coarse = min(a.dtype, b.dtype, key=lambda dtype: (dtype.itemsize, dtype.name))
-        a, b = a.astype(coarse), b.astype(coarse)
+        a, b = cast(a, coarse), cast(b, coarse)
     bits = np.dtype(f"u{a.dtype.itemsize}")
     if np.array_equal(a.view(bits), b.view(bits)):
         return ""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from idefics_jax.paths import AnyPath, PathLike, as_path
+from idefics_jax.paths import AnyPath, PathLike, as_path, reached
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = (["*.safetensors"], ["pytorch_model*.bin"])  # the second where there are none of the first
@@ -19,10 +19,13 @@ def checkpoint_directory(path_or_id: PathLike, patterns: list[str] | None = None
 
     Raises:
         FileNotFoundError: there is no such directory, nor a hub repository that can be reached under this name.
+        OSError: the URL's server does not answer, or refuses.
         ValueError: the URL cannot be understood.
     """
     path = as_path(path_or_id)
-    if not isinstance(path, Path) or path.is_dir():
+    if not isinstance(path, Path):
+        return reached(path)
+    if path.is_dir():
         return path
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError

@@ -141,8 +141,8 @@ class ArrayWriter:
                 "shape": leaf.shape,
                 "chunks": chunk_shape(leaf.shape, weight.names.ndim, leaf.dtype.itemsize),
                 "compressor": None,  # trained weights look random: zstd would save a tenth, and halve the speed
-                "dtype": ts.dtype(leaf.dtype).to_json(),
             },
+            "dtype": leaf.dtype.name,
             "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": False,
         }
@@ -156,15 +156,15 @@ class ArrayWriter:
                 can be used again at once.
         """
         array, writing = self.open(path)[layer], []
-        rows = array.chunk_layout.write_chunk.shape[0] if values.ndim else 1
-        for start in range(0, len(values) if values.ndim else 1, rows):
-            index = (slice(start, min(start + rows, len(values))),) if values.ndim else ()
-            part = values[index]
+        rows = chunk_shape(values.shape, 0, values.dtype.itemsize)[:1]  # of a chunk; a single number has none
+        for start in range(0, len(values), *rows) if rows else (0,):
+            index = tuple(slice(start, start + size) for size in rows)
+            part = values[(*index, ...)]
             chunk = np.ndarray(part.shape, part.dtype, buffer)
             copy(part, chunk)
-            futures = array[index].write(chunk)
-            futures.copy.result()
-            writing.append(futures)
+            stored = array[index].write(chunk)
+            stored.copy.result()
+            writing.append(stored)
         return writing
 
     def read(self, path: str, layer: tuple[int, ...]) -> np.ndarray:

@@ -29,6 +29,22 @@ def as_path(path: PathLike) -> AnyPath:
         raise ValueError(f"{text} cannot be reached: {error}.") from error
 
 
+def reached(url: UPath) -> UPath:
+    """The URL itself, once its server has answered for it.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
+        OSError: the server does not answer, or refuses.
+    """
+    try:
+        url.fs.ls(url.path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} does not exist.") from error
+    except Exception as error:  # each kind of server has its own
+        raise OSError(f"{url} cannot be reached: {error}.") from error
+    return url
+
+
 def read_bytes(path: UPath, start: int, size: int) -> bytes:
     """A range of the bytes of a URL's object.
 

@@ -61,13 +61,17 @@ def _read(file: AnyPath, stream: Any, archive: zipfile.ZipFile) -> dict[str, Ent
         raise ValueError(f"{file} was written on a big-endian machine; save it again on another.")
     try:
         state = _Unpickler(file, archive.read(pickles[0])).load()
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"The pickle in {file} is damaged ({error}); download it again.") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, _Tensor) for tensor in state.values()):
         raise ValueError(f"{file} is not a dictionary of tensors; save the model's state_dict() alone.")
     return {str(name): _entry(file, name, tensor, stream, archive, root) for name, tensor in state.items()}
+
+
+class _Refused(Exception):
+    """A pickle that asks for what it does not get."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -86,7 +90,7 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_parameter
         if module == "torch" and name.endswith("Storage"):
             return name
-        raise pickle.UnpicklingError(
+        raise _Refused(
             f"{self.file} asks to run {module}.{name}, which no checkpoint needs. Do not trust the file: nothing of it "
             "was run."
         )

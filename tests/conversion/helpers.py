@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from idefics_jax import IdeficsConfig
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def read_all(directory):
     """Every tensor of a checkpoint of any format."""
     stored = stored_tensors(directory, IdeficsConfig.from_pretrained(directory))
-    return {name: entry.read() for name, entry in stored.items()}
+    return {name: np.array(entry.read()) for name, entry in stored.items()}
 
 
 def assert_same_bits(ours, theirs):

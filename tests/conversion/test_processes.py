@@ -65,7 +65,7 @@ print("same")
 def test_orbax_by_two_restored_by_two(large, tmp_path):
     (out, err), (other, _) = together("convert", large, tmp_path / "out")
     assert "out: 203 tensors" in out, err
-    assert other == "", "only the first process reports"
+    assert "tensors" not in other, "only the first process reports"
     databases = {
         int(path.name.rpartition("_")[2]) // DATABASES for path in (tmp_path / "out" / "params").glob("ocdbt.*")
     }
@@ -84,7 +84,7 @@ def test_orbax_by_two_restored_by_two(large, tmp_path):
     ]  # fmt: skip
     for process in processes:
         out, err = process.communicate(timeout=180)
-        assert out == "same\n", err
+        assert out.endswith("same\n"), err  # JAX's own library prints before it
 
 
 def test_safetensors_by_two(source, tmp_path):

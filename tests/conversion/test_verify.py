@@ -33,8 +33,8 @@ def differing(capsys):
 def test_the_same(conversion, checkpoint, files, tmp_path):
     conversion("convert", checkpoint, tmp_path / "orbax")
     for other in (files, tmp_path / "orbax"):
-        assert "are bit-identical (151 tensors, " in conversion("verify", checkpoint, other)
-        assert "its manifest.json are bit-identical (151 tensors, " in conversion("verify", other)
+        assert "are bit-identical (141 tensors, " in conversion("verify", checkpoint, other)
+        assert "its manifest.json are bit-identical (141 tensors, " in conversion("verify", other)
 
 
 def test_one_element(conversion, checkpoint, files, tmp_path, differing):
@@ -75,7 +75,7 @@ def test_another_dtype_is_compared_after_rounding(conversion, checkpoint, tmp_pa
     tensors = read_all(checkpoint)
     tensors[NAME][0, 0] += 1
     store(checkpoint, tensors)
-    assert "1 of 1,536 elements differ, at most by 1" in differing(checkpoint, tmp_path / "half")
+    assert "1 of 1,536 elements differ, at most by 0.999, at [0, 0]" in differing(checkpoint, tmp_path / "half")
 
 
 def test_manifests_that_do_not_help(conversion, checkpoint, files, differing):
