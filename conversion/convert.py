@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -172,6 +173,8 @@ def finish(source: Checkpoint, target: Target, work: Work, kinds: dict[str, Kind
     entries: dict[str, Any] = {}
     for unit in target.units:
         entries |= work.recorded(unit.name) or {}
+    if entries.keys() != kinds.keys():
+        raise OSError(f"Records in {work.records} have vanished; repeat the command with --resume.")
     spoilt = {name: entry.pop("nonfinite", 0) for name, entry in entries.items()}
     spoilt = {name: count for name, count in spoilt.items() if count}
     if options.check_finite and spoilt:
@@ -211,8 +214,9 @@ def config_json(source: Checkpoint, dtype: str | None) -> bytes:
 
 def job(source: Checkpoint, kinds: dict[str, Kind], options: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for a stopped run to be gone on with."""
+    files = sorted({tensor.file for tensor in source.tensors.values()}, key=str)
     return {
-        "source": str(source.directory),
+        "source": [str(source.directory), {file.name: file.stat().st_size for file in files if file.is_file()}],
         "--to": options.to,
         "--dtype": options.dtype,
         "--max-shard-size": options.max_shard_size if options.to == "safetensors" else None,
@@ -241,8 +245,6 @@ def check_space(folder: AnyPath, needed: int) -> None:
     Raises:
         OSError: it cannot.
     """
-    import shutil
-
     free = shutil.disk_usage(str(folder)).free
     if needed > free:
         raise OSError(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,10 +68,16 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     config = IdeficsConfig.from_pretrained(directory)
     values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     stored = stored_tensors(directory, config)
-    wanted = matched(hf.weights(model_class(values).abstract(config, stacked=True), config), stored, config, directory)
+    wanted = matched(weights_of(model_class(values), config), stored, config, directory)
     names = {str(name) for weight in wanted for name in weight.names.flat}
     tensors = {name: tensor for name, tensor in stored.items() if name in names}
     return Checkpoint(directory, config, values, tensors, sorted(stored.keys() - names), wanted)
+
+
+@cache
+def weights_of(kind: type[IdeficsModel] | type[IdeficsForVisionText2Text], config: IdeficsConfig) -> list[hf.Weight]:
+    """The weights of our model with stacked layers."""
+    return list(hf.weights(kind.abstract(config, stacked=True), config))
 
 
 def model_class(values: Mapping[str, Any]) -> type[IdeficsModel] | type[IdeficsForVisionText2Text]:

@@ -88,16 +88,15 @@ class Work(NamedTuple):
 
     def publish(self, config: bytes) -> None:
         """Writes config.json and gives the output its name; on a disk, once all of it is stored safely."""
-        if not isinstance(self.folder, Path):
-            (self.folder / "config.json").write_bytes(config)
+        (self.folder / "config.json").write_bytes(config)
+        if not isinstance(self.folder, Path) or not isinstance(self.out, Path):
             remove(self.records)
             return
-        (self.folder / "config.json").write_bytes(config)
         for path in [*self.folder.rglob("*"), self.folder]:
             synchronise(path)
-        assert isinstance(self.out, Path)
         replaced = self.out.with_name(f"{self.out.name}.replaced")
         if self.out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             self.out.rename(replaced)
         self.folder.rename(self.out)
         synchronise(self.out.parent)

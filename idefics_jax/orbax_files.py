@@ -20,7 +20,7 @@ from idefics_jax.tensor_files import copy
 
 PARAMS = "params"  # the parameters' folder in a checkpoint's directory
 METADATA = "_METADATA"
-PROCESS = "ocdbt.process_"  # each process writes a database of its own, beside the one that has them all
+PROCESS = "ocdbt.process_"  # and a number: Orbax's name for the databases that together make the one in `params`
 CHUNK_BYTES = 2**25  # a process restoring a part of an array reads whole chunks
 
 _DICT_KEY = 2  # Orbax's number for the key of a dictionary
@@ -109,18 +109,18 @@ def find_arrays(directory: AnyPath, config: IdeficsConfig) -> dict[str, StackedE
 
 
 class ArrayWriter:
-    """Writes a process's part of the arrays, layer by layer, into a database of its own.
+    """Writes a part of the arrays, layer by layer, into a database of its own; `merge` makes one of them all.
 
     Args:
         params: the folder, on a disk or in an object store.
         weights: of the stacked model; each leaf's dtype is that of the array.
-        process: number of this process.
+        number: of the database.
     """
 
-    def __init__(self, params: AnyPath, weights: Iterable[hf.Weight], process: int):
+    def __init__(self, params: AnyPath, weights: Iterable[hf.Weight], number: int):
         self.params = params
         self.weights = list(weights)
-        self.database = _database(params / f"{PROCESS}{process}", write=True)
+        self.database = _database(params / f"{PROCESS}{number}", write=True)
         self.arrays: dict[str, Any] = {}
         self.lock = threading.Lock()
 
@@ -176,12 +176,12 @@ class ArrayWriter:
         return np.asarray(self.open(path)[layer].read().result())
 
 
-def merge(params: AnyPath, weights: Iterable[hf.Weight], processes: int) -> None:
-    """Makes one database of those that the processes wrote, moving no data, and describes it to Orbax."""
+def merge(params: AnyPath, weights: Iterable[hf.Weight], databases: int) -> None:
+    """Makes one database of those that `ArrayWriter`s wrote, moving no data, and describes it to Orbax."""
     everything = ts.KvStore.open(_database(params, write=True), context=_CONTEXT).result()
     transaction = ts.Transaction(atomic=True)
-    for process in range(processes):
-        part = ts.KvStore.open(_database(params / f"{PROCESS}{process}"), context=_CONTEXT).result()
+    for number in range(databases):
+        part = ts.KvStore.open(_database(params / f"{PROCESS}{number}"), context=_CONTEXT).result()
         part.experimental_copy_range_to(everything.with_transaction(transaction)).result()
     transaction.commit_async().result()
     tree = {}

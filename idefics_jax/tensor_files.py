@@ -14,6 +14,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
+MAX_HEADER = 10**8  # bytes, as in the safetensors package
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -112,7 +113,7 @@ def read_header(file: AnyPath) -> dict[str, Entry]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
+        if size < 8 or length > min(size - 8, MAX_HEADER):
             raise ValueError(f"{file} is cut off or not a safetensors file; download it again.")
         try:
             header = json.loads(stream.read(length))

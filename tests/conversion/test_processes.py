@@ -62,6 +62,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_orbax_by_two_restored_by_two(large, tmp_path):
     (out, err), (other, _) = together("convert", large, tmp_path / "out")
     assert "out: 203 tensors" in out, err
