@@ -4,9 +4,11 @@ import argparse
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from conversion import processes
-from conversion.manifest import MANIFEST, count_nonfinite, describe, write_manifest
+from conversion.manifest import CHECKSUM, MANIFEST, count_nonfinite, describe, write_manifest
 from conversion.source import Checkpoint, Kind, cast, contiguous, open_checkpoint
 from conversion.targets import OrbaxTarget, SafetensorsTarget, Target, Unit, nbytes
 from conversion.work import Work
@@ -22,7 +24,8 @@ from idefics_jax.orbax_files import one_line
 from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
 
-WORKERS = 4  # threads, each with a unit in hand: some wait for the disk while others compute
+WORKERS = 6  # threads, each with a unit in hand: some wait for the disk while others compute
+HELD_BYTES = 1600 * 10**6  # of all units in hand together, or twice the largest if that is more
 BASE_BYTES = 400 * 10**6  # of Python, JAX and TensorStore themselves
 CARRIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*")  # files beside the weights that go along
 NOT_CARRIED = ("config.json", MANIFEST)  # written anew, as an index of weights is
@@ -55,7 +58,7 @@ def convert(options: argparse.Namespace) -> int:
         if group.index == 0:
             begin(work, job(source, kinds, options), options)
     with group.together():
-        write_share(source, target, work, group, options)
+        write_share(source, target, work, group, kinds, options)
     with group.together():
         if group.index == 0:
             finish(source, target, work, kinds, options)
@@ -79,7 +82,12 @@ def begin(work: Work, job: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def write_share(
-    source: Checkpoint, target: Target, work: Work, group: processes.Processes, options: argparse.Namespace
+    source: Checkpoint,
+    target: Target,
+    work: Work,
+    group: processes.Processes,
+    kinds: dict[str, Kind],
+    options: argparse.Namespace,
 ) -> None:
     """Writes and records this process's units, but for those that are there already."""
     share, visible = group.share(target.units), sys.stderr.isatty() and group.index == 0
@@ -92,6 +100,8 @@ def write_share(
     total = sum(unit.nbytes for unit in share)
     if isinstance(work.folder, Path):
         check_space(work.folder, total)
+
+    memory = Budget(most_held(source, target, kinds, options))
 
     def convert_unit(unit: Unit) -> None:
         entries: dict[str, Any] = {}
@@ -106,7 +116,8 @@ def write_share(
                 advance(tensor.nbytes)
 
         try:
-            target.write(unit, tensors())
+            with memory.hold(held(unit, source, kinds, options)):
+                target.write(unit, tensors())
             work.record(unit.name, entries)
         except SourceError:
             raise
@@ -163,7 +174,7 @@ def is_intact(unit: Unit, target: Target, work: Work, advance: Callable[[int], N
         except (OSError, ValueError, KeyError):
             return False
         advance(tensor.nbytes)
-        if describe(tensor)["sha256"] != entries.get(name, {}).get("sha256"):
+        if describe(tensor)[CHECKSUM] != entries.get(name, {}).get(CHECKSUM):
             return False
     return True
 
@@ -258,20 +269,44 @@ def plan(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: ar
     written = sum(unit.nbytes for unit in target.units)
     largest = max(kinds, key=lambda name: nbytes(kinds[name]))
     files = len({tensor.file for tensor in source.tensors.values()})
-    # Of each unit in hand: a tensor of the source, the same in another dtype, and TensorStore's two copies of the unit.
-    copies = 2 if options.to == "orbax" else 0
-    in_hand = sorted(largest_of(unit, source, kinds, options.dtype) + copies * unit.nbytes for unit in target.units)
-    memory = BASE_BYTES + sum(in_hand[-WORKERS:])
+    memory = BASE_BYTES + most_held(source, target, kinds, options)
     made = {"orbax": "pieces of Orbax arrays", "safetensors": "safetensors files"}[options.to]
     lines = {
         "source": f"{source.directory} ({source.format}): {len(kinds):,} tensors, {decimal(read_bytes)}, {files} files",
         "output": f"{options.out}: {decimal(written)} in {len(target.units):,} {made}",
         "largest tensor": f"{largest}, {decimal(nbytes(kinds[largest]))}",
-        "memory": f"at most about {decimal(memory)}, with {WORKERS} units in hand at a time",
+        "memory": f"at most about {decimal(memory)}",
     }
     return "\n".join(f"{name:<16}{text}" for name, text in lines.items())
 
 
-def largest_of(unit: Unit, source: Checkpoint, kinds: dict[str, Kind], dtype: str | None) -> int:
-    """The most bytes that a tensor of a unit takes, as it is read and as it is cast."""
-    return max(source.tensors[name].nbytes + nbytes(kinds[name]) * (dtype is not None) for name in unit.kinds)
+def held(unit: Unit, source: Checkpoint, kinds: dict[str, Kind], options: argparse.Namespace) -> int:
+    """Bytes in memory while a unit is written: a tensor as it is read and as it is cast, and TensorStore's copies."""
+    tensor = max(source.tensors[name].nbytes + nbytes(kinds[name]) * (options.dtype is not None) for name in unit.kinds)
+    return tensor + (2 * unit.nbytes if options.to == "orbax" else 0)
+
+
+def most_held(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace) -> int:
+    """The bytes that all units in hand may take together."""
+    return max(HELD_BYTES, 2 * max(held(unit, source, kinds, options) for unit in target.units))
+
+
+class Budget:
+    """Bytes of memory that threads share: whoever wants more than are free waits."""
+
+    def __init__(self, free: int):
+        self.free = free
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, amount: int) -> Iterator[None]:
+        """Takes some, no more than there are in all, until the end of the block."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= amount)
+            self.free -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += amount
+                self.changed.notify_all()

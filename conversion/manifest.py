@@ -1,22 +1,26 @@
 """`manifest.json`: what a conversion wrote, with checksums, so that it can be checked without the source."""
 
-import hashlib
 import json
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from conversion.source import Kind
 from idefics_jax.paths import AnyPath
 
 MANIFEST = "manifest.json"
+CHECKSUM = "xxh3_128"
 
 
 def describe(tensor: np.ndarray) -> dict[str, Any]:
-    """A tensor's entry. The checksum is of its bytes in Hugging Face's axes: the same in every format."""
-    digest = hashlib.sha256(tensor.reshape(-1).view(np.uint8).data).hexdigest()
-    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "sha256": digest}
+    """A tensor's entry. The checksum is of its bytes in Hugging Face's axes: the same in every format.
+
+    XXH3 finds accidents as surely as SHA-256 at six times the speed; it is no proof against somebody who cheats.
+    """
+    digest = xxhash.xxh3_128_hexdigest(tensor.reshape(-1).view(np.uint8).data)
+    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), CHECKSUM: digest}
 
 
 def count_nonfinite(tensor: np.ndarray) -> int:
@@ -27,7 +31,7 @@ def count_nonfinite(tensor: np.ndarray) -> int:
 def describe_file(file: AnyPath) -> dict[str, Any]:
     """A small file's entry."""
     content = file.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"bytes": len(content), CHECKSUM: xxhash.xxh3_128_hexdigest(content)}
 
 
 def write_manifest(
