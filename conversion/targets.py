@@ -96,11 +96,14 @@ class OrbaxTarget:
 
     def write(self, unit: Unit, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
         writer, writing = self._writer(unit), []
-        for name, tensor in tensors:
-            weight, layer = self.places[name]
-            writing += writer.write(weight.path, layer, weight.to_ours(tensor), self._buffer())
-        for future in writing:
-            future.result()
+        try:
+            for name, tensor in tensors:
+                weight, layer = self.places[name]
+                writing += writer.write(weight.path, layer, weight.to_ours(tensor), self._buffer())
+                del tensor  # its file's pages count as this process's memory, and it is about to wait
+        finally:  # where the source fails, too, nothing goes on being written
+            for future in writing:
+                future.result()
 
     def read(self, unit: Unit, name: str) -> np.ndarray:
         weight, layer = self.places[name]
