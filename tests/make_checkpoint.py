@@ -13,9 +13,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
+from idefics_jax.tensor_files import write_tensors
 from tests.random_checkpoint import random_tensor
 from tests.tiny_tokenizer import VOCAB_SIZE, save_tiny_tokenizer
 
@@ -130,7 +130,8 @@ def _save(directory: Path) -> None:
         size += tensor.nbytes
     files = [f"model-{number:05d}-of-{SHARDS:05d}.safetensors" for number in range(1, SHARDS + 1)]
     for file, shard in zip(files, shards, strict=True):
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in shard.items()}
+        write_tensors(directory / file, kinds, shard.values())
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     _write_json(directory / "model.safetensors.index.json", index)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
 
@@ -55,6 +54,8 @@ def save_random_checkpoint(
     directory: Path, changes: dict[str, Any] | None = None, std: float = 0.1, drop: tuple[str, ...] = ()
 ) -> Path:
     """Writes `config.json` (`BASE` with changes, nested ones merged) and the weights it asks for."""
+    from safetensors.numpy import save_file  # not needed for the README's checkpoint, which is made without test tools
+
     config = {**BASE, **(changes or {})}
     for part in ("vision_config", "perceiver_config"):
         config[part] = {**BASE[part], **(changes or {}).get(part, {})}
