@@ -65,7 +65,7 @@ def test_help_does_not_wait_for_jax():
         (["convert", "x"], "required: OUT"),
         (["convert", "x", "y", "--to", "onnx"], "invalid choice: 'onnx'"),
         (["convert", "x", "y", "--max-shard-size", "many"], "'many' is not a size; write it as 500MB or 5GB"),
-        (["convert", "x", "y", "--max-shard-size", "-5GB"], "'-5GB' is not a size"),
+        (["convert", "x", "y", "--max-shard-size=-5GB"], "'-5GB' is not a size"),
     ],
 )
 def test_usage_errors_are_one_line(capsys, arguments, message):
