@@ -1,12 +1,15 @@
 """Eight CPU devices for every test, so that sharding is exercised on any machine, and checked signatures."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any, Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import install_import_hook
 
+# In the background of a shell that has no job control, interrupts are ignored, and by every child too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # All this is read when JAX starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

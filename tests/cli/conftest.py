@@ -1,7 +1,6 @@
 """A checkpoint, images, and ways to run the command inside the test."""
 
 import io
-import signal
 
 import numpy as np
 import pytest
@@ -10,9 +9,6 @@ from PIL import Image
 from idefics_jax.cli import main
 from tests.cli.helpers import NEW_TOKENS, PROMPT
 from tests.make_checkpoint import make_checkpoint
-
-# In the background of a shell that has no job control, interrupts are ignored, and by every child too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
