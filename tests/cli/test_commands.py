@@ -17,6 +17,7 @@ import pytest
 
 from idefics_jax.cli import main
 from idefics_jax.cli.arguments import CHAT_EXAMPLES, EXAMPLES, GENERATE_EXAMPLES
+from tests.terminal import read_to_end
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,13 +65,7 @@ def test_a_terminal_shows_progress_and_the_next_run_compiles_nothing(start, chec
     ours, theirs = pty.openpty()
     process = start(*arguments, stderr=theirs, env=environment)
     os.close(theirs)
-    shown = b""
-    try:
-        while piece := os.read(ours, 1 << 16):
-            shown += piece
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(ours)
+    shown = read_to_end(ours)
     answer = process.stdout.read()
     assert process.wait() == 0
     assert len(answer) > 5

@@ -11,6 +11,7 @@ import pytest
 
 from conversion import cli
 from tests.conversion.helpers import ROOT, run
+from tests.terminal import read_to_end
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = cli.EXAMPLES + cli.CONVERT_EXAMPLES + cli.INSPECT_EXAMPLES + cli.VERIFY_EXAMPLES
@@ -96,13 +97,7 @@ def test_a_terminal_shows_progress(large, tmp_path):
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)
-    shown = b""
-    try:
-        while piece := os.read(ours, 1 << 16):
-            shown += piece
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(ours)
+    shown = read_to_end(ours)
     out, _ = process.communicate()
     assert process.returncode == 0
     assert "203 tensors" in out
