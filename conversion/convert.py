@@ -18,11 +18,12 @@ from rich.filesize import decimal
 from conversion import processes
 from conversion.manifest import CHECKSUM, MANIFEST, count_nonfinite, describe, write_manifest
 from conversion.source import Checkpoint, Kind, cast, contiguous, open_checkpoint
-from conversion.targets import OrbaxTarget, SafetensorsTarget, Target, Unit, nbytes
+from conversion.targets import OrbaxTarget, SafetensorsTarget, Target, Unit
 from conversion.work import Work
 from idefics_jax.orbax_files import one_line
 from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
+from idefics_jax.tensor_files import nbytes
 
 WORKERS = 6  # threads, each with a unit in hand: some wait for the disk while others compute
 HELD_BYTES = 1600 * 10**6  # of all units in hand together, or twice the largest if that is more
@@ -267,14 +268,14 @@ def plan(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: ar
     """What would be done, and the memory it takes, in a few lines."""
     read_bytes = sum(tensor.nbytes for tensor in source.tensors.values())
     written = sum(unit.nbytes for unit in target.units)
-    largest = max(kinds, key=lambda name: nbytes(kinds[name]))
+    largest = max(kinds, key=lambda name: nbytes(*kinds[name]))
     files = len({tensor.file for tensor in source.tensors.values()})
     memory = BASE_BYTES + most_held(source, target, kinds, options)
     made = {"orbax": "pieces of Orbax arrays", "safetensors": "safetensors files"}[options.to]
     lines = {
         "source": f"{source.directory} ({source.format}): {len(kinds):,} tensors, {decimal(read_bytes)}, {files} files",
         "output": f"{options.out}: {decimal(written)} in {len(target.units):,} {made}",
-        "largest tensor": f"{largest}, {decimal(nbytes(kinds[largest]))}",
+        "largest tensor": f"{largest}, {decimal(nbytes(*kinds[largest]))}",
         "memory": f"at most about {decimal(memory)}",
     }
     return "\n".join(f"{name:<16}{text}" for name, text in lines.items())
@@ -282,7 +283,9 @@ def plan(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: ar
 
 def held(unit: Unit, source: Checkpoint, kinds: dict[str, Kind], options: argparse.Namespace) -> int:
     """Bytes in memory while a unit is written: a tensor as it is read and as it is cast, and TensorStore's copies."""
-    tensor = max(source.tensors[name].nbytes + nbytes(kinds[name]) * (options.dtype is not None) for name in unit.kinds)
+    tensor = max(
+        source.tensors[name].nbytes + nbytes(*kinds[name]) * (options.dtype is not None) for name in unit.kinds
+    )
     return tensor + (2 * unit.nbytes if options.to == "orbax" else 0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from conversion.source import Checkpoint, Kind
 from idefics_jax.orbax_files import CHUNK_BYTES, PARAMS, ArrayWriter, merge
 from idefics_jax.paths import AnyPath
-from idefics_jax.tensor_files import batches, read_header, shard_files, write_index, write_tensors
+from idefics_jax.tensor_files import batches, nbytes, read_header, shard_files, write_index, write_tensors
 
 UNIT_BYTES = 2**26  # of weights that are written to Orbax and recorded together, if there is more than one
 DATABASES = 4  # that each process writes into: one stores a write at a time
@@ -53,7 +53,7 @@ class SafetensorsTarget:
 
     def __init__(self, work: AnyPath, kinds: dict[str, Kind], max_shard_size: int):
         self.work = work
-        shards = batches(list(kinds), [nbytes(kind) for kind in kinds.values()], max_shard_size)
+        shards = batches(list(kinds), [nbytes(*kind) for kind in kinds.values()], max_shard_size)
         files = zip(shard_files(len(shards)), shards, strict=True)
         self.units = [make_unit(file, {name: kinds[name] for name in shard}) for file, shard in files]
 
@@ -86,7 +86,7 @@ class OrbaxTarget:
             leaf = jax.ShapeDtypeStruct(weight.leaf.shape, kinds[names[0]][0])
             self.weights.append(weight._replace(leaf=leaf))
         self.writers = [ArrayWriter(self.params, self.weights, process * DATABASES + n) for n in range(DATABASES)]
-        groups = batches(list(kinds), [nbytes(kind) for kind in kinds.values()], UNIT_BYTES)
+        groups = batches(list(kinds), [nbytes(*kind) for kind in kinds.values()], UNIT_BYTES)
         self.units = [
             make_unit(f"tensors-{number:05d}", {name: kinds[name] for name in group})
             for number, group in enumerate(groups, 1)
@@ -123,12 +123,6 @@ class OrbaxTarget:
         return self.threads.buffer
 
 
-def nbytes(kind: Kind) -> int:
-    """Bytes of a tensor."""
-    dtype, shape = kind
-    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-
-
 def make_unit(name: str, kinds: dict[str, Kind]) -> Unit:
     """A unit of these tensors."""
-    return Unit(name, kinds, sum(map(nbytes, kinds.values())))
+    return Unit(name, kinds, sum(nbytes(*kind) for kind in kinds.values()))

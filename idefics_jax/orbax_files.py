@@ -16,7 +16,7 @@ import tensorstore as ts
 from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.paths import AnyPath, kvstore
-from idefics_jax.tensor_files import copy
+from idefics_jax.tensor_files import copy, nbytes
 
 PARAMS = "params"  # the parameters' folder in a checkpoint's directory
 METADATA = "_METADATA"
@@ -48,7 +48,7 @@ class StackedEntry(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's elements."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return nbytes(self.dtype, self.shape)
 
     def read(self) -> np.ndarray:
         """The tensor in Hugging Face's axes."""

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's elements."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return nbytes(self.dtype, self.shape)
 
     @property
     def extent(self) -> int:
@@ -58,6 +58,11 @@ class Entry(NamedTuple):
     def read_ours(self, weight: Any, index: tuple) -> np.ndarray:
         """A slice, in our axes, of the tensor as one layer of an `hf.Weight`."""
         return weight.to_ours(self.read())[(*index, ...)]
+
+
+def nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of the elements of a tensor."""
+    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
 def find_tensors(directory: AnyPath) -> dict[str, Entry]:
@@ -127,7 +132,7 @@ def _entry(file: AnyPath, name: str, info: dict, data: int, size: int) -> Entry:
     if info["dtype"] not in DTYPES:
         raise ValueError(f"{name} in {file} has dtype {info['dtype']}; weights must be one of {', '.join(DTYPES)}.")
     dtype, shape, (start, end) = DTYPES[info["dtype"]], tuple(info["shape"]), info["data_offsets"]
-    if end - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or start < 0:
+    if end - start != nbytes(dtype, shape) or start < 0:
         raise ValueError(f"The header of {file} is damaged: {name} of shape {shape} cannot be {end - start} bytes.")
     if data + end > size:
         raise ValueError(f"{file} is cut off: {name} ends at byte {data + end:,} of {size:,}; download it again.")
@@ -156,7 +161,7 @@ def make_header(kinds: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in kinds.items():
-        start, end = end, end + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        start, end = end, end + nbytes(dtype, shape)
         header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
@@ -177,7 +182,7 @@ def write_index(directory: AnyPath, files: dict[str, dict[str, tuple[np.dtype, t
     if len(files) == 1:
         return []
     kinds = [kind for tensors in files.values() for kind in tensors.values()]
-    total = sum(dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in kinds)
+    total = sum(nbytes(dtype, shape) for dtype, shape in kinds)
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
