@@ -1,5 +1,6 @@
 """Attention behind one interface; the only file that would name platforms."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -43,13 +44,15 @@ def attention(
     value: Float[Array, "b n s h"],
     mask: Bool[Array, "b #t s"] | None = None,
     past: Past | None = None,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "b t n h"]:
-    """Multi-head attention to `key` and `value`, and to the `past` where there is one."""
+    """Multi-head attention to `key` and `value`, and to the `past` where there is one; `dropout` is of its weights."""
 
     def mean(weights: Float[Array, "b n t s"], value: Float[Array, "b n s h"]) -> Float[Array, "b t n h"]:
         return jnp.einsum("bnts,bnsh->btnh", weights, value, out_sharding=spec("batch", None, "heads", None))
 
-    weights = attention_weights(query, key, mask, past).astype(query.dtype)
+    weights = attention_weights(query, key, mask, past)
+    weights = (weights if dropout is None else dropout(weights)).astype(query.dtype)
     if past is None:
         return mean(weights, value)
     slots = past.value.shape[2]

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
 
@@ -55,13 +56,15 @@ class Pretrained(nnx.Module):
         Args:
             config: the architecture, and the dtype of computation.
             key: a `jax.random.key`.
-            param_dtype: of the weights in memory.
+            param_dtype: of the weights in memory; or a function that says it for a weight's path, such as
+                `model/decoder/groups/layers/attention/q/kernel`.
             mesh: shard the weights over it (see `idefics_jax.make_mesh`); they are made in place, never gathered.
             stacked: one scanned layer instead of a list of layers: what training wants.
         """
 
         def make(key):
-            return jax.tree.map(lambda x: x.astype(param_dtype), cls(config, key, stacked=stacked))
+            model, dtype = cls(config, key, stacked=stacked), _dtype_by_path(param_dtype)
+            return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype(hf.path_of(path))), model)
 
         with on_mesh(mesh):
             return jax.jit(make)(key)
@@ -82,11 +85,13 @@ class Pretrained(nnx.Module):
         with on_mesh(mesh):
             shapes = jax.eval_shape(lambda: cls(config, jax.random.key(0), stacked=stacked))
 
-        def leaf(x):
-            sharding = None if mesh is None else NamedSharding(mesh, x.sharding.spec)
-            return jax.ShapeDtypeStruct(x.shape, param_dtype, sharding=sharding)
+        dtype = _dtype_by_path(param_dtype)
 
-        return jax.tree.map(leaf, shapes)
+        def leaf(path, x):
+            sharding = None if mesh is None else NamedSharding(mesh, x.sharding.spec)
+            return jax.ShapeDtypeStruct(x.shape, dtype(hf.path_of(path)), sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
 
     @classmethod
     def from_pretrained(
@@ -107,7 +112,8 @@ class Pretrained(nnx.Module):
             path: a directory with `config.json` and safetensors, `pytorch_model*.bin` files, or the Orbax directory
                 that `python -m conversion convert` writes; or a hub id.
             dtype: of computation; "auto" is the checkpoint's own, with bfloat16 for float16.
-            param_dtype: of the weights in memory; default: that of computation.
+            param_dtype: of the weights in memory, or a function that says it for a weight's path; default: that of
+                computation.
             mesh: shard the weights over it (see `idefics_jax.make_mesh`); default: one device.
             stacked: one scanned layer instead of a list of layers: what training wants.
             progress: show a progress bar.
@@ -139,6 +145,10 @@ class Pretrained(nnx.Module):
             OSError: the disk is full, or the directory cannot be written; an older checkpoint in it is as it was.
         """
         directory = Path(directory)
+        if jax.process_index() > 0:  # of several processes one writes, and all give their parts
+            for _, weight, at in _tensors(self, self.config):
+                _whole(weight, at)
+            return
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
             try:
@@ -167,6 +177,13 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     return name
 
 
+def _dtype_by_path(param_dtype: Any) -> Callable[[str], Any]:
+    """A dtype of the weights as a function of their path."""
+    if isinstance(param_dtype, Callable) and not isinstance(param_dtype, type):
+        return param_dtype
+    return lambda path: param_dtype
+
+
 def _load(weight: hf.Weight, tensors: Stored, advance) -> Array:
     """One leaf on its devices, each reading only the slice that it holds."""
     leaf, layers = weight.leaf, weight.names.ndim
@@ -190,13 +207,21 @@ def _write(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: i
     files = {}
     for file, shard in zip(shard_files(len(shards)), shards, strict=True):
         kinds = {name: (weight.leaf.dtype, weight.shape) for name, weight, _ in shard}
-        tensors = (weight.to_theirs(np.asarray(weight.leaf[at])) for _, weight, at in shard)
+        tensors = (weight.to_theirs(_whole(weight, at)) for _, weight, at in shard)
         write_tensors(directory / file, kinds, tensors)
         files[file] = kinds
     written = [*files, *write_index(directory, files), "config.json"]
     architecture = {"architectures": [type(model).__name__], "dtype": str(jax.tree.leaves(model)[0].dtype)}
     (directory / "config.json").write_text(json.dumps(config.to_dict() | architecture, indent=2) + "\n")
     return written
+
+
+def _whole(weight: hf.Weight, at: tuple[int, ...]) -> np.ndarray:
+    """One layer's weight, wherever its parts are."""
+    array = weight.leaf[at]
+    if not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def _plan(model: Any, config: IdeficsConfig, max_shard_size: int) -> list[list[tuple[str, hf.Weight, tuple[int, ...]]]]:

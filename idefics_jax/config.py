@@ -108,7 +108,8 @@ class IdeficsConfig:
         _check_one_of(self, "alpha_type", ("float", "vector"))
         _check_one_of(self, "alpha_initializer", ("zeros", "ones", "normal", "gaussian", "random"))
         _check_one_of(self, "dtype", ("bfloat16", "float32", "float16"))
-        _check_one_of(self, "dropout", (0.0,))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a share of 1, not {self.dropout}.")
         _check_divides(self, "num_attention_heads", "hidden_size")
         _check_divides(self, "cross_layer_interval", "num_hidden_layers")
         if (head_dim := self.hidden_size // self.num_attention_heads) % 2:

@@ -16,6 +16,7 @@ from idefics_jax.attention import Past, attention, attention_weights
 from idefics_jax.cache import Cache, KeyValue, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.layers import (
+    Dropout,
     GatedMLP,
     Linear,
     RMSNorm,
@@ -24,6 +25,7 @@ from idefics_jax.layers import (
     normal,
     parameter,
     pile,
+    rematerialised,
     rotary_angles,
     rotate,
     run,
@@ -46,6 +48,7 @@ class SelfAttention(nnx.Module):
         self.k = Linear(k, embed, heads, std=std)
         self.v = Linear(v, embed, heads, std=std)
         self.o = Linear(o, heads, embed, std=std)
+        self.dropout = Dropout(config.dropout)
 
     def __call__(
         self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None
@@ -56,7 +59,7 @@ class SelfAttention(nnx.Module):
         nothing under jit).
         """
         query, key, value = rotate(self.q(x), rope), rotate(self.k(x), rope).swapaxes(1, 2), self.v(x).swapaxes(1, 2)
-        y = self.o(attention(query, key, value, mask, past))
+        y = self.o(attention(query, key, value, mask, past, self.dropout))
         return y, KeyValue(key.swapaxes(2, 3), value), attention_weights(query, key, mask, past)
 
 
@@ -70,12 +73,13 @@ class DecoderLayer(nnx.Module):
         self.attention = SelfAttention(config, attention_key)
         self.mlp_norm = RMSNorm(embed, config.rms_norm_eps)
         self.mlp = GatedMLP(mlp_key, embed, config.intermediate_size, config.hidden_act, std=std)
+        self.attention_dropout, self.mlp_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None):
         """As `SelfAttention.__call__`."""
         y, new, weights = self.attention(self.attention_norm(x), rope, mask, past)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), new, weights
+        x = x + self.attention_dropout(y)
+        return x + self.mlp_dropout(self.mlp(self.mlp_norm(x))), new, weights
 
 
 class CrossAttention(nnx.Module):
@@ -90,6 +94,7 @@ class CrossAttention(nnx.Module):
         self.o = Linear(o, heads, {"embed": embed}, std=math.sqrt(0.4 / embed))
         self.q_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
         self.k_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
+        self.dropout = Dropout(config.dropout)
 
     def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
         """What queries meet of the images: the same for every token, so computed once per prompt."""
@@ -104,7 +109,7 @@ class CrossAttention(nnx.Module):
         prompts, tokens = images.key.shape[0], x.shape[0] // images.key.shape[0] * x.shape[1]
         folded = reshape(query, (prompts, tokens, *query.shape[2:]), "batch", None, "heads", None)
         mask = reshape(mask, (prompts, tokens, mask.shape[2]), "batch")
-        y = attention(folded, images.key.swapaxes(2, 3), images.value, mask)
+        y = attention(folded, images.key.swapaxes(2, 3), images.value, mask, dropout=self.dropout)
         return self.o(reshape(y, query.shape, "batch", None, "heads", None))
 
 
@@ -126,6 +131,7 @@ class GatedCrossAttentionLayer(nnx.Module):
         )
         self.alpha_attention = parameter(shape, (None,) * len(shape), alphas)
         self.alpha_mlp = parameter(shape, (None,) * len(shape), alphas)
+        self.attention_dropout, self.mlp_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def __call__(
         self,
@@ -135,9 +141,9 @@ class GatedCrossAttentionLayer(nnx.Module):
         sees_image: Bool[Array, "b t"],
     ) -> Float[Array, "b t d"]:
         """Tokens that see no image get nothing from the attention; the gated MLP runs for them all the same."""
-        y = self.attention(self.attention_norm(x), images, mask)
+        y = self.attention_dropout(self.attention(self.attention_norm(x), images, mask))
         x = x + self._gate(self.alpha_attention, x) * jnp.where(sees_image[..., None], y, 0)
-        return x + self._gate(self.alpha_mlp, x) * self.mlp(self.mlp_norm(x))
+        return x + self._gate(self.alpha_mlp, x) * self.mlp_dropout(self.mlp(self.mlp_norm(x)))
 
     @staticmethod
     def _gate(alpha: nnx.Param, x: Array) -> Array:
@@ -187,9 +193,11 @@ class Decoder(nnx.Module):
         attends: Bool[Array, "b t i"],
         images: Float[Array, "bi images_patches e"] | Cache,
         *,
+        segment_ids: Int[Array, "b t"] | None = None,
         fresh: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        remat: str = "none",
     ) -> DecoderOutput:
         """Reads `t` tokens after those in the cache, or alone.
 
@@ -199,12 +207,14 @@ class Decoder(nnx.Module):
             valid: which of them are real, not padding.
             attends: which images each token sees.
             images: the images' states, or a cache that has their keys and values.
+            segment_ids: tokens attend only to those with their own number.
             fresh: no token was read before; the cache is only written.
+            remat: what the backward pass computes again of each layer (`layers.REMAT`).
         """
         config = self.config
         cache = images if isinstance(images, Cache) else None
         rope = rotary_angles(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
-        mask = causal_mask(valid)
+        mask = causal_mask(valid, segment_ids)
         sees_image = jnp.any(attends, axis=-1)
 
         def layer_body(x, layer, buffers):
@@ -217,10 +227,13 @@ class Decoder(nnx.Module):
             )
 
         def group_body(x, group, images, buffers):
-            images = group.cross.attention.keys_values(image_states) if images is None else images
+            x = rematerialised(cross, remat)(x, group.cross, images)
+            return run(layer_body, x, group.layers, buffers, remat=remat)
+
+        def cross(x, layer, images):
+            images = layer.attention.keys_values(image_states) if images is None else images
             patches = images.value.shape[2] // attends.shape[2]
-            x = group.cross(x, images, image_mask(attends, patches), sees_image)
-            return run(layer_body, x, group.layers, buffers)
+            return layer(x, images, image_mask(attends, patches), sees_image)
 
         image_states = None if cache is not None else images
         extras = (None, None) if cache is None else (cache.cross_attention, cache.self_attention)

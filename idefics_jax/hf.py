@@ -5,7 +5,7 @@ two relate. Read left to right it saves, right to left it loads.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import einops
@@ -13,12 +13,10 @@ import jax
 import numpy as np
 
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.layers import PILES
 
 #: Tensors of older checkpoints that hold nothing to load: PyTorch buffers which are recomputed.
 STRAY = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
-
-#: Module lists; a weight below one of them exists once per layer.
-PILES = ("layers", "groups")
 
 
 class Rule(NamedTuple):
@@ -158,8 +156,12 @@ def weights(model: Any, config: IdeficsConfig) -> Iterator[Weight]:
     """Every leaf of `model` (arrays, or the shapes that `jax.eval_shape` gives) with its Hugging Face names."""
     table = rules(config)
     for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        parts = [str(getattr(key, "name", getattr(key, "idx", None))) for key in keys[:-1]]
-        yield weight_at("/".join(parts), leaf, config, table)
+        yield weight_at(path_of(keys), leaf, config, table)
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """A leaf's path, such as `model/decoder/groups/0/cross/alpha_mlp`, from its keys in a model's pytree."""
+    return "/".join(str(getattr(key, "name", getattr(key, "idx", None))) for key in keys[:-1])
 
 
 def weight_at(path: str, leaf: Any, config: IdeficsConfig, table: dict[str, Rule]) -> Weight:

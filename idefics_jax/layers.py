@@ -5,8 +5,8 @@ computes in the dtype of its input, except norms, softmax and rotary angles, whi
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,23 +44,61 @@ def _named(partition):
     return None if partition is None else jax.NamedSharding(jax.sharding.get_abstract_mesh(), partition)
 
 
+class Dropout(nnx.Module):
+    """Zeroes a share `rate` of its input and scales the rest up, while it has a `key`; else it does nothing.
+
+    Only training gives it one, anew for every step: `with_dropout_keys`.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.key: Array | None = nnx.data(None)
+
+    def __call__(self, x: Array) -> Array:
+        """The same shape and dtype."""
+        if self.key is None or self.rate == 0.0:
+            return x
+        kept = jax.random.bernoulli(self.key, 1 - self.rate, x.shape, out_sharding=jax.typeof(x).sharding)
+        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+class Lora(nnx.Module):
+    """What a low-rank adapter adds to a linear map (Hu et al. 2021): `scale * (dropout(x) @ a) @ b`, zero at first.
+
+    `a` has the map's input axes and the rank, `b` the rank and the map's output axes.
+    """
+
+    def __init__(self, a: nnx.Param, b: nnx.Param, scale: float, dropout: float):
+        self.a, self.b, self.scale = a, b, scale
+        self.dropout = Dropout(dropout)
+
+
 class Linear(nnx.Module):
     """`x @ kernel (+ bias)` over any number of input and output axes, given as `{logical axis: size}`."""
 
     def __init__(self, key: Array, inputs: dict[str, int], outputs: dict[str, int], *, std: float, bias: bool = False):
         axes, shape = (*inputs, *outputs), (*inputs.values(), *outputs.values())
-        self.contracted = len(inputs)
+        self.axes, self.contracted = axes, len(inputs)
         self.output_axes = tuple(None if axis == "embed" else axis for axis in outputs)
         self.kernel = parameter(shape, axes, normal(key, std))
         self.bias = parameter(tuple(outputs.values()), self.output_axes, constant(0.0)) if bias else None
+        self.lora: Lora | None = nnx.data(None)  # set by `idefics_jax.lora.add_adapters`
 
     def __call__(self, x: Array) -> Array:
         """`[..., *inputs] -> [..., *outputs]`, in `x`'s dtype."""
-        leading = x.ndim - self.contracted
-        dimensions = ((tuple(range(leading, x.ndim)), tuple(range(self.contracted))), ((), ()))
-        layout = spec("batch", *[None] * (leading - 1), *self.output_axes)
-        y = jax.lax.dot_general(x, gathered(self.kernel[...].astype(x.dtype)), dimensions, out_sharding=layout)
+        y = _product(x, self.kernel[...], self.contracted, *self.output_axes)
+        if self.lora is not None:
+            low = _product(self.lora.dropout(x), self.lora.a[...], self.contracted, None)
+            y = y + self.lora.scale * _product(low, self.lora.b[...], 1, *self.output_axes)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _product(x: Array, kernel: Array, contracted: int, *output_axes: str | None) -> Array:
+    """`x`'s last axes, `contracted` of them, times as many first ones of the kernel."""
+    leading = x.ndim - contracted
+    dimensions = ((tuple(range(leading, x.ndim)), tuple(range(contracted))), ((), ()))
+    layout = spec("batch", *[None] * (leading - 1), *output_axes)
+    return jax.lax.dot_general(x, gathered(kernel.astype(x.dtype)), dimensions, out_sharding=layout)
 
 
 class RMSNorm(nnx.Module):
@@ -137,19 +175,50 @@ def rotate(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+#: Attributes that are piles of layers.
+PILES = ("layers", "groups")
+
+
+class Submodule(NamedTuple):
+    """A module's path, such as `model/decoder/groups/layers/attention/q`, itself, and the stacked layers' axes that its
+    weights begin with."""
+
+    path: str
+    module: nnx.Module
+    layers: tuple[int, ...]
+
+
 def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) -> Any:
     """`depth` layers made by `make(key)`: stacked into one whose weights have a leading `depth` axis, or a list."""
     keys = jax.random.split(key, depth)
     return jax.vmap(make)(keys) if stacked else nnx.List([make(key) for key in keys])
 
 
-def run(body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras: Any) -> tuple[Any, tuple]:
+def rematerialised(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """`function`, of which the backward pass computes again what the policy `remat` does not keep (see `REMAT`)."""
+    if remat == "none":
+        return function
+    return jax.checkpoint(function, policy=REMAT[remat], prevent_cse=False)
+
+
+#: What is kept of a layer for the backward pass, besides its input: nothing, or the results of its matrix products.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def run(
+    body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras: Any, remat: str = "none"
+) -> tuple[Any, tuple]:
     """`carry, outputs = body(carry, layer, *its_extras)` through a pile: the last carry, and each output piled.
 
     A stacked pile is scanned, so that the compiled program does not grow with depth (for training). A list is looped
     over, so that each layer's weights and caches are buffers of their own (for generation). Extras and outputs come in
-    the same form: stacked along a leading axis, or a tuple with one entry per layer; None stands for "none".
+    the same form: stacked along a leading axis, or a tuple with one entry per layer; None stands for "none". `remat`
+    says what a layer's backward pass computes again.
     """
+    body = rematerialised(body, remat)
     if not isinstance(layers, nnx.List):
         return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (layers, *extras))
     per_layer = []
@@ -159,6 +228,27 @@ def run(body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras
     return carry, tuple(
         None if all(one is None for one in output) else output for output in zip(*per_layer, strict=True)
     )
+
+
+def submodules(module: nnx.Module, path: str = "", layers: tuple[int, ...] = ()) -> Iterator[Submodule]:
+    """Every module in `module`, itself included."""
+    yield Submodule(path, module, layers)
+    for name, value in vars(module).items():
+        if isinstance(value, nnx.List):
+            for index, one in enumerate(value):
+                yield from submodules(one, f"{path}/{name}/{index}".lstrip("/"), layers)
+        elif isinstance(value, nnx.Module):
+            piled = (*layers, jax.tree.leaves(value)[0].shape[len(layers)]) if name in PILES else layers
+            yield from submodules(value, f"{path}/{name}".lstrip("/"), piled)
+
+
+def with_dropout_keys(model: Any, key: Array) -> Any:
+    """The model with a key of its own in every layer's every `Dropout`, which therefore drops."""
+    model = jax.tree.map(lambda leaf: leaf, model)  # modules of its own, the same arrays
+    for number, (_, module, layers) in enumerate(submodules(model)):
+        if isinstance(module, Dropout) and module.rate > 0.0:
+            module.key = jax.random.split(jax.random.fold_in(key, number), layers)
+    return model
 
 
 class Vocabulary(nnx.Module):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-def causal_mask(valid: Bool[Array, "b t"]) -> Bool[Array, "b t t"]:
-    """Tokens look at real tokens: themselves and earlier ones.
+def causal_mask(valid: Bool[Array, "b t"], segment_ids: Int[Array, "b t"] | None = None) -> Bool[Array, "b t t"]:
+    """Tokens look at real tokens: themselves and earlier ones, of their own segment where there are segments.
 
     A left-padded row, `valid = [0 0 1 1 1]`; `.` is False:
 
@@ -15,9 +15,19 @@ def causal_mask(valid: Bool[Array, "b t"]) -> Bool[Array, "b t t"]:
         query 2 . . 1 . .
         query 3 . . 1 1 .
         query 4 . . 1 1 1
+
+    Two documents packed into a row and padding behind them, `segment_ids = [1 1 2 2 0]`, `valid = [1 1 1 1 0]`:
+
+        key     0 1 2 3 4
+        query 0 1 . . . .
+        query 1 1 1 . . .
+        query 2 . . 1 . .
+        query 3 . . 1 1 .
+        query 4 . . . . .
     """
     places = jnp.arange(valid.shape[1])
-    return (places <= places[:, None]) & valid[:, None]
+    mask = (places <= places[:, None]) & valid[:, None]
+    return mask if segment_ids is None else mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
 def image_mask(attends: Bool[Array, "b t i"], patches: int) -> Bool[Array, "b t s"]:

@@ -73,6 +73,7 @@ class IdeficsModel(Pretrained):
         image_encoder_embeddings: Float[Array, "b i p e"] | None = None,
         perceiver_embeddings: Float[Array, "b i r e"] | None = None,
         interpolate_pos_encoding: bool = False,
+        remat: str = "none",
     ) -> Float[Array, "b i s e"]:
         """What the decoder sees of each image, from exactly one of pixels, patch states, or resampled latents.
 
@@ -92,9 +93,9 @@ class IdeficsModel(Pretrained):
                 "perceiver_embeddings need a model with use_resampler=True; pass image_encoder_embeddings."
             )
         if pixel_values is not None:
-            flat = self.vision(flat, interpolate_pos_encoding)
+            flat = self.vision(flat, interpolate_pos_encoding, remat)
         if perceiver_embeddings is None and self.resampler is not None:
-            flat = self.resampler(flat)
+            flat = self.resampler(flat, remat)
         return reshape(flat, (batch, images, *flat.shape[1:]), "batch")
 
     def init_cache(self, batch: int, slots: int, image_slots: int) -> Cache:
@@ -136,7 +137,9 @@ class IdeficsModel(Pretrained):
         output = self.decoder(inputs_embeds, positions, valid, image_attends, cache, fresh=fresh)
         return output.hidden, output.cache
 
-    @partial(jax.jit, static_argnames=("interpolate_pos_encoding", "output_hidden_states", "output_attentions"))
+    @partial(
+        jax.jit, static_argnames=("interpolate_pos_encoding", "output_hidden_states", "output_attentions", "remat")
+    )
     def __call__(
         self,
         input_ids: Int[Array, "b t"] | None = None,
@@ -147,9 +150,11 @@ class IdeficsModel(Pretrained):
         image_encoder_embeddings: Float[Array, "b i p e"] | None = None,
         perceiver_embeddings: Float[Array, "b i r e"] | None = None,
         image_attention_mask: Shaped[Array, "b t i"] | None = None,
+        segment_ids: Int[Array, "b t"] | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        remat: str = "none",
     ) -> IdeficsOutput:
         """One forward pass, compiled once per combination of shapes.
 
@@ -160,8 +165,10 @@ class IdeficsModel(Pretrained):
             pixel_values: channels last; or `image_encoder_embeddings`, the vision tower's patch states; or
                 `perceiver_embeddings`, the resampler's latents.
             image_attention_mask: non-zero where a token sees an image.
+            segment_ids: tokens attend only to those with their own number: for documents packed into one row.
             interpolate_pos_encoding: accept images of another size than the model's.
             output_hidden_states, output_attentions: return them.
+            remat: what a backward pass computes again instead of keeping (`idefics_jax.layers.REMAT`).
 
         Raises:
             ValueError: missing, superfluous or mis-shaped inputs.
@@ -174,7 +181,7 @@ class IdeficsModel(Pretrained):
             x = jnp.asarray(inputs_embeds, self.dtype) if input_ids is None else self.embed(input_ids)
             valid = jnp.ones(x.shape[:2], bool) if attention_mask is None else attention_mask.astype(bool)
             images = self.encode_images(
-                pixel_values, image_encoder_embeddings, perceiver_embeddings, interpolate_pos_encoding
+                pixel_values, image_encoder_embeddings, perceiver_embeddings, interpolate_pos_encoding, remat
             )
             if image_attention_mask.shape[2] != images.shape[1]:
                 raise ValueError(
@@ -187,8 +194,10 @@ class IdeficsModel(Pretrained):
                 valid,
                 image_attention_mask.astype(bool),
                 reshape(images, (images.shape[0], images.shape[1] * images.shape[2], images.shape[3]), "batch"),
+                segment_ids=segment_ids,
                 output_hidden_states=output_hidden_states,
                 output_attentions=output_attentions,
+                remat=remat,
             )
             return IdeficsOutput(output.hidden, None, None, output.hidden_states, output.attentions, images)
 

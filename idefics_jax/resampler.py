@@ -69,8 +69,8 @@ class PerceiverResampler(nnx.Module):
         self.layers = pile(lambda key: ResamplerLayer(config, key), layers_key, perceiver.resampler_depth, stacked)
         self.norm = LayerNorm(embed, LAYER_NORM_EPS)
 
-    def __call__(self, context: Float[Array, "b p d"]) -> Float[Array, "b r d"]:
+    def __call__(self, context: Float[Array, "b p d"], remat: str = "none") -> Float[Array, "b r d"]:
         latents = jnp.broadcast_to(self.latents[...].astype(context.dtype), (context.shape[0], *self.latents.shape))
         latents = constrain(latents, "batch")
-        latents, _ = run(lambda latents, layer: (layer(latents, context), ()), latents, self.layers)
+        latents, _ = run(lambda latents, layer: (layer(latents, context), ()), latents, self.layers, remat=remat)
         return self.norm(latents)

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh, reshard, use_abstract_mesh
 from jaxtyping import Array
 
@@ -28,8 +29,10 @@ LOGICAL_AXES = {
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A `data x fsdp x tensor` mesh over `devices` (default: all); one size may be -1, meaning whatever is left.
 
+    Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between.
+
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices'.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -38,6 +41,13 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
         sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
     if sizes[0] * sizes[1] * sizes[2] != len(devices) or min(sizes) < 1:
         raise ValueError(f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not use {len(devices)} devices.")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise ValueError(f"The devices are {slices} slices; data={sizes[0]} must be a multiple of that.")
+    if slices > 1:
+        per_slice = (sizes[0] // slices, *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices)
+        return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 

@@ -68,7 +68,10 @@ class VisionTower(nnx.Module):
         self.post_norm = LayerNorm(embed, config.layer_norm_eps)
 
     def __call__(
-        self, pixel_values: Float[Array, "b height width c"], interpolate_pos_encoding: bool = False
+        self,
+        pixel_values: Float[Array, "b height width c"],
+        interpolate_pos_encoding: bool = False,
+        remat: str = "none",
     ) -> Float[Array, "b p d"]:
         """Patch states before the post-norm: what the resampler reads. `p` counts the class token, which comes first.
 
@@ -81,7 +84,7 @@ class VisionTower(nnx.Module):
         )
         x = jnp.concatenate([constrain(class_token, "batch"), patches], axis=1)
         x = x + self._positions(pixel_values.shape[1], pixel_values.shape[2]).astype(x.dtype)
-        x, _ = run(lambda x, layer: (layer(x), ()), self.pre_norm(x), self.layers)
+        x, _ = run(lambda x, layer: (layer(x), ()), self.pre_norm(x), self.layers, remat=remat)
         return x
 
     def pooled(self, patch_states: Float[Array, "b p d"]) -> Float[Array, "b d"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -111,3 +112,23 @@ def test_parameters_are_where_they_were():
 
 if __name__ == "__main__":
     print(*parameters(), sep="\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What meshes look at of the devices of several slices."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    client: Any = None
+
+
+def test_slices_hold_whole_copies_of_the_weights():
+    devices = [FakeDevice(number, number // 4) for number in (0, 4, 1, 5, 2, 6, 3, 7)]
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, devices=devices)
+    assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"2 slices; data=1 must be a multiple"):
+        make_mesh(data=1, fsdp=8, devices=devices)

@@ -1,0 +1,1 @@
+"""Fine-tuning: `python -m train`, from a folder of images and text to a better checkpoint."""

@@ -1,0 +1,153 @@
+"""Checkpoints of a run: written in the background by Orbax, kept or thrown away by rule, and read back the newest
+first.
+
+Each is a folder `checkpoints/STEP` with three items, so that a part can be read without the rest: `params`, the weights
+that train (nested by path, as `conversion` and `from_pretrained` read them); `optimizer`; and `data`, where every
+stream of documents was.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+from train.config import CheckpointConfig
+from train.step import TrainState
+
+METRIC = "eval_loss"
+
+logger = logging.getLogger(__name__)
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: the state, and each data stream's `[streams, numbers]`, int32."""
+
+    state: TrainState
+    streams: np.ndarray
+
+
+class Checkpoints:
+    """The checkpoints in a run's directory.
+
+    Args:
+        directory: of the run, absolute.
+        config: when and which.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig):
+        self.directory = directory / "checkpoints"
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(n=config.keep)]
+        if config.keep_best:
+            # The last in order are kept, so the lowest loss has to come last.
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[METRIC],
+                reverse=True,
+                n=config.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            kept.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, saved: Saved, eval_loss: float | None, wait: bool = False) -> None:
+        """Starts to write the state after `step` steps; `wait`: until it is on the disk.
+
+        Raises:
+            OSError, ValueError: this or an earlier one could not be written; the ones before are as they were.
+        """
+        if step in self.manager.all_steps():
+            return
+        state = saved.state
+        rest = {"opt_state": state.opt_state, "ema": state.ema, **_counters(state)}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(rest),
+            data=ocp.args.StandardSave({"streams": saved.streams}),
+        )
+        metrics = None if eval_loss is None else {METRIC: eval_loss}
+        self.manager.save(step, args=items, metrics=metrics, force=True)
+        if wait:
+            self.manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> Saved | None:
+        """The newest checkpoint that can be read, laid out like `like`; None where there is none.
+
+        One that cannot be read is set aside as `STEP.damaged`, with a warning.
+
+        Raises:
+            RuntimeError: there are checkpoints, and none can be read.
+        """
+        damaged: list[int] = []
+        error: Exception | None = None
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            restored = None
+            try:
+                restored = self._read(step, like)
+            except Exception as caught:  # Orbax and TensorStore raise anything for damaged files
+                error = caught
+            if _everywhere(restored is not None):
+                assert restored is not None
+                self._set_aside(damaged, error)
+                return restored
+            damaged.append(step)
+        if not damaged:
+            return None
+        reason = "another process could not read it" if error is None else str(error).splitlines()[0][:300]
+        raise RuntimeError(
+            f"No checkpoint in {self.directory} fits this run: {reason}. Give the options that the run began with (its "
+            "run.json has them), or another --out."
+        )
+
+    def _read(self, step: int, like: TrainState) -> Saved:
+        rest = {"opt_state": like.opt_state, "ema": like.ema, **_counters(like)}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
+            optimizer=ocp.args.StandardRestore(jax.tree.map(_abstract, rest)),
+            data=ocp.args.StandardRestore(),
+        )
+        found: Any = self.manager.restore(step, args=items)
+        rest = found.optimizer
+        counters = {name: rest[name] for name in _counters(like)}
+        state = TrainState(params=found.params, opt_state=rest["opt_state"], ema=rest["ema"], **counters)
+        return Saved(state, np.asarray(found.data["streams"]))
+
+    def _set_aside(self, damaged: list[int], error: Exception | None) -> None:
+        for step in damaged:
+            logger.warning(
+                "Checkpoint %d is damaged (%s); going on from the one before it. It is kept as %d.damaged.",
+                step,
+                str(error).splitlines()[0][:200],
+                step,
+            )
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        if damaged:
+            _everywhere(True)
+            self.manager.reload()
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self.manager.close()
+
+
+def _counters(state: TrainState) -> dict[str, jax.Array]:
+    return {name: getattr(state, name) for name in ("step", "skipped", "skipped_in_row")}
+
+
+def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def _everywhere(true: bool) -> bool:
+    """Whether it is so in every process; all wait here for each other."""
+    if jax.process_count() == 1:
+        return true
+    return bool(np.all(multihost_utils.process_allgather(jnp.array(true))))

@@ -1,0 +1,187 @@
+"""Everything that a run of `python -m train` is told, as frozen dataclasses; a run saves the resolved values.
+
+The docstrings of the fields are what `--help` says.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+TrainableName = Literal["full", "idefics", "frozen-backbones", "heads", "lora"]
+ScheduleName = Literal["constant", "linear", "cosine"]
+RematName = Literal["none", "full", "dots"]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all hosts share the work: data x fsdp x tensor of them."""
+
+    data: int = 1
+    """Copies of the weights; over several TPU slices a multiple of their number: only gradients cross between them."""
+    fsdp: int = -1
+    """Pieces that weights and optimizer state are cut into, each gathered when it is used; -1: all devices left."""
+    tensor: int = 1
+    """Devices that share the heads and MLP columns of every layer."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, with `--trainable lora` (Hu et al. 2021)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The adapters' output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Share of an adapter's inputs that are zeroed in training."""
+    targets: str = r"attention/[qkv]$"
+    """Regular expression of the linear maps that get an adapter: q, k and v of every module by default. Paths are like
+    model/decoder/groups/layers/attention/q, .../mlp/up, model/vision/layers/..., model/resampler/layers/..."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    train: tuple[str, ...] = ()
+    """Sources: a folder of images with metadata.jsonl, a .jsonl file, WebDataset .tar shards, .array_record files, or a
+    directory that Hugging Face `datasets` saved. Globs are expanded; PATH=0.3 gives a source a weight in the mixture
+    (default: its number of records)."""
+    eval: tuple[str, ...] = ()
+    """Held-out sources, of the same kinds."""
+    template: str | None = None
+    """Text of a record that has fields of its own instead of text or messages, such as "<image>This is {name}.": an
+    image goes where <image> is. Default: its "text" after the image; or "question" and "answer" as a conversation."""
+    sequence_length: int = 1024
+    """Tokens in a row; documents are packed into rows and never cut."""
+    max_images: int = 8
+    """Images in a row."""
+    pack: bool = True
+    """Several documents to a row."""
+    segment_masks: bool = False
+    """Documents in a row do not look at each other, and count their positions from 0 each (the authors did neither)."""
+    loss_on: Literal["all", "answers"] = "all"
+    """In conversations, learn every token (as the authors did) or the assistant's answers only."""
+    loss_on_image_tokens: bool = True
+    """Learn where images come (as the authors did)."""
+    augment: bool = True
+    """RandomResizedCrop of 0.9 to 1.0 of the image, bicubic; evaluation never crops."""
+    workers: int = 0
+    """Processes that decode images, on each host; 0: in threads of this one."""
+    max_bad: float = 0.01
+    """Stop when more than this share of the records read so far could not be used (and more than 100 were read)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights change."""
+
+    name: str = "adamw"
+    """adamw, adafactor, lion, sgd, or any other optimizer of optax by its name."""
+    learning_rate: float = 1e-5
+    final_learning_rate: float = 0.0
+    """What a linear or cosine schedule ends at."""
+    schedule: ScheduleName = "cosine"
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    """Step at which the schedule reaches the final rate; default: the last one."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """None on biases, alphas, norms and the whole resampler."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradients."""
+    first_moment: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Looking at held-out data while training."""
+
+    every: int | None = None
+    """Steps between evaluations; default: at the end only."""
+    batches: int = 16
+    """Batches of held-out loss."""
+    answers: int = 8
+    """Records that are answered greedily and shown beside their images."""
+    max_new_tokens: int = 20
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving, so that whatever happens the run goes on where it was."""
+
+    every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: int = 0
+    """And those with the lowest held-out loss."""
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Several hosts, each running the same command."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0; or auto, where JAX finds out by itself: on TPU pods and under Slurm."""
+    count: int | None = None
+    """How many there are (not with auto)."""
+    index: int | None = None
+    """Which one this is, from 0 (not with auto)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tunes IDEFICS on a folder of images and text, on one device or on every host of a pod."""
+
+    out: str
+    """Directory of the run: checkpoints, logs and report. The same command again goes on where the run stopped."""
+    model: str | None = None
+    """Checkpoint to start from: a directory, URL or hub id; Hugging Face's files or Orbax."""
+    random: Literal["9b", "9b-instruct", "80b", "80b-instruct", "tiny"] | None = None
+    """Start from random weights of this architecture instead; --model then gives tokenizer and image processor only."""
+    recipe: str | None = None
+    """Sets the defaults of everything else: idefics-base, idefics-instruct, lora or frozen-backbones."""
+    pod: str | None = None
+    """Sets mesh, batch and memory savings for this machine: v5e-16, v5e-256, v5p-64, v5p-128, 8xh100 or 8xh200."""
+    trainable: TrainableName = "idefics"
+    """What trains. idefics: cross-attention, resampler and the additional tokens, plus the modules that the model's
+    config excepts from freezing; frozen-backbones: the same, the whole embedding and the head; heads: head and
+    additional tokens; lora: adapters."""
+    steps: int = 1000
+    batch_size: int = 8
+    """Rows in a step, over all devices."""
+    accumulation: int = 1
+    """Parts that a step's rows are worked through in, one after the other, to save memory."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of computation. Weights that train are kept in float32."""
+    frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the weights that do not train."""
+    remat: RematName = "full"
+    """What the backward pass computes again instead of keeping: each layer (full), all but matrix products (dots)."""
+    loss_chunk: int = 256
+    """Tokens of a row whose logits exist at a time."""
+    z_loss: float = 0.0
+    """Weight of the mean squared log-partition function of the logits."""
+    dropout: float | None = None
+    """Of the decoder; default: what the checkpoint's config says."""
+    ema: float | None = None
+    """Decay of a moving average of the trained weights, which is then evaluated and exported."""
+    max_skipped: int = 20
+    """Stop after this many steps in a row were skipped because a gradient was not finite."""
+    seed: int = 13
+    export: str | None = None
+    """Directory to write the finished model to, as Hugging Face files that transformers loads."""
+    log_every: int = 1
+    """Steps between lines of metrics."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested, for JSON."""
+        return asdict(self)

@@ -1,0 +1,82 @@
+"""Held-out data: the loss, and greedy answers to look at."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.images import load_image, to_rgb
+from idefics_jax.loss import IGNORED
+from idefics_jax.prompts import IMAGE_TOKEN, Text
+from train.batches import Layout
+from train.config import TrainConfig
+from train.data.examples import Question
+from train.data.packing import Row
+from train.data.pipeline import evaluation_rows, questions
+from train.metrics import Prediction
+
+ANSWERED_TOGETHER = 8
+
+
+def eval_loss(
+    config: TrainConfig,
+    processor: IdeficsProcessor,
+    layout: Layout,
+    sums: Callable[[Any], tuple[jax.Array, jax.Array]],
+) -> float:
+    """The mean cross-entropy of the held-out rows' tokens, of `config.eval.batches` batches at most.
+
+    Args:
+        sums: gives a batch's sum, and how many tokens it is of.
+    """
+    size = layout.accumulation * layout.rows
+    rows = evaluation_rows(config.data, processor, config.eval.batches * size)
+    total, count = 0.0, 0
+    for number, step in enumerate(_full(rows, size)):
+        del number
+        loss, tokens = sums(layout.batch(dict(enumerate(step))))
+        total, count = total + float(loss), count + int(tokens)
+    return total / max(count, 1)
+
+
+def _full(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of `size` rows; the last is filled up with rows in which nothing counts."""
+    while step := list(islice(rows, size)):
+        nothing = step[0]._replace(labels=np.full_like(step[0].labels, IGNORED))
+        yield step + [nothing] * (size - len(step))
+
+
+def answers(config: TrainConfig, processor: IdeficsProcessor, model: IdeficsForVisionText2Text) -> list[Prediction]:
+    """Greedy answers to the first held-out records."""
+    asked = [question for question in questions(config.data, processor, config.eval.answers) if question.answer]
+    return [prediction for part in _parts(asked) for prediction in _answer(config, processor, model, part)]
+
+
+def _parts(asked: list[Question]) -> Iterable[list[Question]]:
+    for start in range(0, len(asked), ANSWERED_TOGETHER):
+        part = asked[start : start + ANSWERED_TOGETHER]
+        yield part + [part[0]] * (ANSWERED_TOGETHER - len(part)) if start else part
+
+
+def _answer(
+    config: TrainConfig, processor: IdeficsProcessor, model: IdeficsForVisionText2Text, part: list[Question]
+) -> Iterator[Prediction]:
+    inputs = processor([question.prompt for question in part])
+    ends = [processor.tokenizer.eos_token, *([processor.end_of_utterance] if processor.end_of_utterance else [])]
+    tokens = model.generate(
+        **inputs,
+        max_new_tokens=config.eval.max_new_tokens,
+        eos_token_id=processor.tokenizer.convert_tokens_to_ids(ends),
+    )
+    new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
+    for question, text in zip(part, processor.batch_decode(new, skip_special_tokens=True), strict=True):
+        prompt = "".join(item if isinstance(item, Text) else IMAGE_TOKEN for item in question.prompt)
+        yield Prediction(prompt, text.strip(), question.answer, [_pixels(image) for image in question.images])
+
+
+def _pixels(image: Any) -> np.ndarray:
+    return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
