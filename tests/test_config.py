@@ -159,7 +159,7 @@ def test_older_and_partial_fields(values, expected):
             {"alpha_initializer": "uniform"},
             "alpha_initializer 'uniform' is not implemented; known: zeros, ones, normal",
         ),
-        ({"dropout": 0.1}, r"dropout 0\.1 is not implemented; known: 0\.0"),
+        ({"dropout": 1.0}, r"dropout is a share of 1, not 1\.0"),
         ({"vision_config": {"attention_dropout": 0.1}}, r"vision_config\.attention_dropout 0\.1 is not implemented"),
         ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not implemented; known: bfloat16, float32, float16"),
         ({"vision_config": {"patch_size": [14, 16]}}, r"vision_config\.patch_size \[14, 16\] .* must be square"),

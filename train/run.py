@@ -13,6 +13,7 @@ from idefics_jax.sharding import on_mesh
 from train.batches import Step, make_layout, streams_after, training_batches
 from train.checkpoints import Checkpoints, Saved
 from train.config import TrainConfig
+from train.data.records import check_paths
 from train.data.report import BadRecords, PackingReport
 from train.evaluate import answers, eval_loss
 from train.late import Late, peak_share
@@ -53,6 +54,7 @@ class Trainer:
         self.model_config = model_config(config)
         if not config.data.train:
             raise ValueError("Say what to train on: --data.train with a folder, a .jsonl file, or others (see --help).")
+        check_paths([*config.data.train, *config.data.eval])  # before minutes are spent on loading a model
         if config.model is None:
             raise ValueError("--model gives the tokenizer and image processor, with --random too.")
         self.processor = IdeficsProcessor.from_pretrained(config.model)

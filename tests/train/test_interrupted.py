@@ -12,6 +12,8 @@ from tests.train.runs import Place
 
 STEPS = {"steps": 12, "checkpoint__every": 3, "log_every": 1}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -212,6 +212,7 @@ def test_schedules():
     assert schedule(OptimizerConfig(learning_rate=0.0), 10)(5) == 0
 
 
+@pytest.mark.slow
 def test_dropout_is_by_key_and_in_training_only():
     run = start(made=keeping_gradients(), dropout=0.3)
 

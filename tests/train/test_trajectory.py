@@ -5,6 +5,8 @@ import pytest
 
 from tests.train.runs import Place, free_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

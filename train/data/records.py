@@ -42,6 +42,12 @@ def open_sources(specs: Sequence[str]) -> list[Source]:
     return sources
 
 
+def check_paths(specs: Sequence[str]) -> None:
+    """Raises as `open_sources` where nothing is at a path, without reading anything."""
+    for spec in specs:
+        _expanded(_path_and_weight(spec)[0])
+
+
 def _path_and_weight(spec: str) -> tuple[str, float | None]:
     path, equals, text = spec.rpartition("=")
     if not equals or Path(spec).exists():
