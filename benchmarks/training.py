@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.timing import Pair, seconds, summary
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsImageProcessor
 from train.config import DataConfig, OptimizerConfig, TrainConfig
-from train.optimizer import decays, make_optimizer
+from train.optimizer import make_optimizer
 from train.starting import load, model_config
 from train.step import Batch, Objective, init_state, make_train_step
 

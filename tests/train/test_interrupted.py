@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 
@@ -76,19 +77,32 @@ def test_another_batch_size_is_refused(place, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_killed_at_twenty_random_moments(place):
-    steps = {"steps": 60, "checkpoint__every": 2}
+    steps = {"steps": 200, "checkpoint__every": 5}
     place.run("long", **steps)
-    moments, kills = random.Random(0), 0
-    while kills < 20:
+    out, moments, reached = place.directory / "killed", random.Random(0), set()
+    log = out / "metrics.jsonl"
+
+    def saved():
+        return max((int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+    for _ in range(20):
+        before, start = log.stat().st_mtime_ns if log.is_file() else 0, saved()
         process = place.start("killed", **steps)
-        log = place.directory / "killed" / "metrics.jsonl"
-        before = log.stat().st_mtime if log.is_file() else 0.0
-        while process.poll() is None and not (log.is_file() and log.stat().st_mtime > before):
-            time.sleep(0.01)  # the first step of this process: before it there is nothing to lose
-        time.sleep(moments.uniform(0, 0.4))
+        # Until it has done a step of its own: before that there is nothing to lose.
+        while process.poll() is None and not (log.is_file() and log.stat().st_mtime_ns > before and last(log) > start):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 2))
         process.kill()
         process.communicate()
-        kills += 1
+        reached.add(saved())
+    assert len(reached) > 5, "it got on between the kills"
     place.run("killed", **steps)
     assert place.losses("killed") == place.losses("long"), "bit for bit"
+
+
+def last(log):
+    """The last step of which a whole line is in the log."""
+    steps = re.findall(r'^\{"step": (\d+),.*\}$', log.read_text(), re.MULTILINE)
+    return int(steps[-1]) if steps else 0
