@@ -106,7 +106,7 @@ def write_model(folder: Path) -> Path:
     With CLIP's mean and standard deviation the bright backgrounds hide what differs between patches, and from weights
     of a deviation of 0.02, made for a width of thousands, colours are learnt in these few steps, but shapes are not.
     """
-    images = IdeficsImageProcessor(image_size=64, image_mean=(0.9, 0.9, 0.9), image_std=(0.2, 0.2, 0.2))
+    images = IdeficsImageProcessor(image_size=64, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
     processor = IdeficsProcessor(images, make_tokenizer())
     config = IdeficsConfig(
         vocab_size=len(processor.tokenizer) - len(ADDED),
