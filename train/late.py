@@ -1,6 +1,8 @@
 """Each step's metrics, logged when the next step is under way."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -28,8 +30,10 @@ class Late:
         self.metrics, self.config, self.skipped, self.peak_share = metrics, config, skipped, peak_share
         self.rate = schedule(config.optimizer, config.steps)
         self.waiting: tuple[int, dict[str, jax.Array]] | None = None
-        self.tokens = self.images = self.steps = 0
+        self.counts = np.zeros(3)  # tokens, images and steps since `since`
+        self.timed = np.zeros(3)  # those of them that were over at `until`
         self.since: float | None = None  # the first step is left out: it compiles
+        self.until: float | None = None
 
     def log(self, number: int, values: dict[str, jax.Array], step: Step) -> None:
         """Takes the metrics of step `number`, and logs those of the one before.
@@ -39,12 +43,23 @@ class Late:
         """
         self.flush()
         self.waiting = (number, values)
-        for row in step.rows.values():
-            self.tokens += int(np.count_nonzero(row.segment_ids))
-            self.images += int(row.image_attention_mask.any(axis=0).sum())
-        self.steps += 1
+        rows = step.rows.values()
+        tokens = sum(np.count_nonzero(row.segment_ids) for row in rows)
+        images = sum(row.image_attention_mask.any(axis=0).sum() for row in rows)
+        self.counts += [tokens, images, 1]
 
-    def flush(self) -> None:
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Around work that is no step: logs what waits, and leaves the time out of the speeds. Raises as `log`."""
+        # The last step is left to the next line's speed: on CPUs, where the call that starts a step returns when it is
+        # over, it has ended already, and would seem to have taken no time.
+        self.flush(timed=False)
+        start = time.monotonic()
+        yield
+        if self.since is not None:
+            self.since += time.monotonic() - start
+
+    def flush(self, timed: bool = True) -> None:
         """Logs the metrics that wait; raises as `log`."""
         if self.waiting is None:
             return
@@ -57,6 +72,8 @@ class Late:
                 f"them step {number}; nothing of them was kept. A lower --optimizer.learning-rate or float32 (--dtype) "
                 "may mend it; the same command goes on from the last checkpoint."
             )
+        if timed:
+            self.until, self.timed = time.monotonic(), self.counts.copy()
         if number % self.config.log_every and number != self.config.steps:
             return
         skipped = int(found["skipped"])
@@ -64,16 +81,17 @@ class Late:
         # The schedule stands still while steps are skipped.
         line["learning_rate"] = float(np.asarray(self.rate(number - 1 - (skipped - int(found["skipped_in_row"] > 0)))))
         line["skipped"] = skipped - self.skipped
-        now = time.monotonic()
-        if self.since is not None:
-            seconds = now - self.since
-            line |= {"tokens_per_second": self.tokens / seconds, "images_per_second": self.images / seconds}
-            line["seconds"] = seconds / self.steps
+        tokens, images, steps = self.timed.tolist()
+        if self.since is not None and self.until is not None and steps:
+            seconds = self.until - self.since
+            line |= {"tokens_per_second": tokens / seconds, "images_per_second": images / seconds}
+            line["seconds"] = seconds / steps
             if self.peak_share is not None:
-                line["mfu"] = self.peak_share * self.steps / seconds
+                line["mfu"] = self.peak_share * steps / seconds
         self.metrics.log(number, line)
-        self.since, self.skipped = now, skipped
-        self.tokens = self.images = self.steps = 0
+        self.skipped = skipped
+        if steps:
+            self.counts, self.timed, self.since = self.counts - self.timed, np.zeros(3), self.until
 
 
 def peak_share(config: TrainConfig, model: IdeficsConfig, paths: tuple[str, ...]) -> float | None:

@@ -101,11 +101,11 @@ class Trainer:
                 if not (done or status):
                     upcoming = next(batches)  # made while the devices work on this one
                 if done or (config.eval.every and self.step % config.eval.every == 0):
-                    late.flush()
-                    self._evaluate()
+                    with late.away():
+                        self._evaluate()
                 if done or status or self.step % config.checkpoint.every == 0:
-                    late.flush()
-                    self._save(step, wait=bool(done or status))
+                    with late.away():
+                        self._save(step, wait=bool(done or status))
                 if status:
                     self.metrics.note(f"Asked to stop: saved at step {self.step}; the same command goes on from there.")
                 if done or status:
