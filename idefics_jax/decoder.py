@@ -77,9 +77,11 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None):
         """As `SelfAttention.__call__`."""
-        y, new, weights = self.attention(self.attention_norm(x), rope, mask, past)
-        x = x + self.attention_dropout(y)
-        return x + self.mlp_dropout(self.mlp(self.mlp_norm(x))), new, weights
+        with jax.named_scope("self_attention"):
+            y, new, weights = self.attention(self.attention_norm(x), rope, mask, past)
+            x = x + self.attention_dropout(y)
+        with jax.named_scope("mlp"):
+            return x + self.mlp_dropout(self.mlp(self.mlp_norm(x))), new, weights
 
 
 class CrossAttention(nnx.Module):
@@ -96,6 +98,7 @@ class CrossAttention(nnx.Module):
         self.k_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
         self.dropout = Dropout(config.dropout)
 
+    @jax.named_scope("cross_attention")
     def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
         """What queries meet of the images: the same for every token, so computed once per prompt."""
         key, value = self.k(image_states), self.v(image_states)
@@ -141,9 +144,11 @@ class GatedCrossAttentionLayer(nnx.Module):
         sees_image: Bool[Array, "b t"],
     ) -> Float[Array, "b t d"]:
         """Tokens that see no image get nothing from the attention; the gated MLP runs for them all the same."""
-        y = self.attention_dropout(self.attention(self.attention_norm(x), images, mask))
-        x = x + self._gate(self.alpha_attention, x) * jnp.where(sees_image[..., None], y, 0)
-        return x + self._gate(self.alpha_mlp, x) * self.mlp_dropout(self.mlp(self.mlp_norm(x)))
+        with jax.named_scope("cross_attention"):
+            y = self.attention_dropout(self.attention(self.attention_norm(x), images, mask))
+            x = x + self._gate(self.alpha_attention, x) * jnp.where(sees_image[..., None], y, 0)
+        with jax.named_scope("cross_mlp"):
+            return x + self._gate(self.alpha_mlp, x) * self.mlp_dropout(self.mlp(self.mlp_norm(x)))
 
     @staticmethod
     def _gate(alpha: nnx.Param, x: Array) -> Array:

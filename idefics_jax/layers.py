@@ -264,6 +264,7 @@ class Vocabulary(nnx.Module):
             parameter((additional, embed), (None, "embed"), normal(extra, embed**-0.5)) if additional else None
         )
 
+    @jax.named_scope("embedding")
     def embed(self, input_ids: Int[Array, "b t"], dtype: Any) -> Float[Array, "b t d"]:
         """Vectors of token ids, in `dtype`."""
         layout = spec("batch", None, None)
@@ -274,6 +275,7 @@ class Vocabulary(nnx.Module):
         extra = gathered(self.additional[...]).at[jnp.maximum(input_ids - len(table), 0)].get(out_sharding=layout)
         return jnp.where((input_ids < len(table))[..., None], common, extra).astype(dtype)
 
+    @jax.named_scope("head")
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 scores of every token, the additional ones last."""
         tables = [self.table] if self.additional is None else [self.table, self.additional]

@@ -69,6 +69,7 @@ class PerceiverResampler(nnx.Module):
         self.layers = pile(lambda key: ResamplerLayer(config, key), layers_key, perceiver.resampler_depth, stacked)
         self.norm = LayerNorm(embed, LAYER_NORM_EPS)
 
+    @jax.named_scope("resampler")
     def __call__(self, context: Float[Array, "b p d"], remat: str = "none") -> Float[Array, "b r d"]:
         latents = jnp.broadcast_to(self.latents[...].astype(context.dtype), (context.shape[0], *self.latents.shape))
         latents = constrain(latents, "batch")

@@ -67,6 +67,7 @@ class VisionTower(nnx.Module):
         self.layers = pile(lambda key: VisionLayer(config, key), layers_key, config.num_hidden_layers, stacked)
         self.post_norm = LayerNorm(embed, config.layer_norm_eps)
 
+    @jax.named_scope("vision")
     def __call__(
         self,
         pixel_values: Float[Array, "b height width c"],

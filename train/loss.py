@@ -23,6 +23,7 @@ def targets(labels: Int[Array, "... t"]) -> Int[Array, "... t"]:
     return jnp.concatenate([labels[..., 1:], jnp.full_like(labels[..., :1], IGNORED)], axis=-1)
 
 
+@jax.named_scope("head")
 def chunked_sums(
     hidden: Float[Array, "b t d"],
     vocabulary: Vocabulary,

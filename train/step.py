@@ -153,17 +153,18 @@ def make_train_step(
         parts = (batch, jnp.arange(batch.input_ids.shape[0]))
         (losses, gradients), _ = jax.lax.scan(accumulate, zeros, parts)
 
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(losses.loss)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema, decay = state.ema, config.ema
-        if decay is not None:
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
-        changed = (params, opt_state, ema)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), changed, (state.params, state.opt_state, state.ema)
-        )
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(gradients)
+            finite = jnp.isfinite(norm) & jnp.isfinite(losses.loss)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema, decay = state.ema, config.ema
+            if decay is not None:
+                ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+            changed = (params, opt_state, ema)
+            params, opt_state, ema = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), changed, (state.params, state.opt_state, state.ema)
+            )
         skip = jnp.where(finite, 0, 1)
         state = TrainState(
             state.step + 1, params, opt_state, ema, state.skipped + skip, (state.skipped_in_row + skip) * skip
