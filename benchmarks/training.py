@@ -4,7 +4,7 @@
 
 The model is the published architecture at about 100 M parameters. A step is the loss and its gradient, clipping, AdamW
 with the authors' weight decay; of `full`, where everything trains, and `idefics`, where only what IDEFICS added to its
-backbones does. Peak memory is the resident set of a process that does nothing else than a few steps.
+backbones does. Each side has a process of its own; peak memory is that of its resident set.
 
 transformers runs in eager mode with scaled-dot-product attention and fused AdamW on as many threads. What differs: ours
 makes pixels from bytes inside the step and computes the head in chunks; PyTorch has its pixels ready. Both see the same
@@ -13,19 +13,20 @@ loss, which is checked.
 
 import argparse
 import dataclasses
-import json
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks.timing import Pair, seconds, summary
+from benchmarks.timing import Pair, summary
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsImageProcessor
 from train.config import DataConfig, OptimizerConfig, TrainConfig
 from train.optimizer import make_optimizer
@@ -51,7 +52,7 @@ IMAGE_TOKEN = MODEL.vocab_size + 1
 ROWS, TOKENS, IMAGES = 4, 256, 2
 PRESETS = ("full", "idefics")
 ADAMW = OptimizerConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.1)
-MEMORY_STEPS = 3
+REST = 0.5  # seconds between steps: OpenMP's threads go on spinning for a while
 
 Step = Callable[[], float]
 
@@ -148,26 +149,21 @@ def torch_step(directory: Path, preset: str) -> Step:
 STEPS = {"ours": our_step, "torch": torch_step}
 
 
-def measure(directory: Path, preset: str, rounds: int) -> Pair:
-    """Times of both, in turns.
+class Measured(NamedTuple):
+    """One step of a worker: its loss, its seconds, and the process's peak of resident bytes so far."""
 
-    Raises:
-        SystemExit: they do not compute the same loss.
-    """
-    ours, theirs = our_step(directory, preset), torch_step(directory, preset)
-    for _ in range(2):
-        losses = ours(), theirs()
-        if abs(losses[0] - losses[1]) > 1e-4 * losses[1]:
-            raise SystemExit(f"The losses are {losses}; the benchmark would mean nothing.")
-    times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    return summary(*map(list, zip(*times, strict=True)))
+    loss: float
+    seconds: float
+    peak: int
 
 
-def memory(directory: Path, preset: str, whose: str) -> int:
-    """Peak resident bytes of a process that does a few steps."""
-    command = [sys.executable, "-m", "benchmarks.training", "--checkpoint", str(directory), "--memory", whose, preset]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+def work(connection: Connection, directory: Path, preset: str, whose: str) -> None:
+    """What a worker does: a step whenever it is told to."""
+    step = STEPS[whose](directory, preset)
+    while connection.recv():
+        start = time.perf_counter()
+        loss = step()
+        connection.send(Measured(loss, time.perf_counter() - start, peak()))
 
 
 def peak() -> int:
@@ -177,33 +173,56 @@ def peak() -> int:
     return int(found[1]) * 1024
 
 
+def measure(directory: Path, preset: str, rounds: int) -> tuple[Pair, list[int]]:
+    """Times of both, in turns, each in a process of its own, and their peaks of memory.
+
+    Raises:
+        SystemExit: they do not compute the same loss.
+    """
+    spawn, connections, processes = multiprocessing.get_context("spawn"), [], []
+    for whose in STEPS:
+        ours, theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=work, args=(theirs, directory, preset, whose), daemon=True))
+        processes[-1].start()
+        connections.append(ours)
+
+    def turn() -> list[Measured]:
+        measured = []
+        for connection in connections:
+            connection.send(True)
+            measured.append(connection.recv())
+            time.sleep(REST)
+        return measured
+
+    for _ in range(2):  # they compile and warm up
+        ours, theirs = turn()
+        if abs(ours.loss - theirs.loss) > 1e-4 * theirs.loss:
+            raise SystemExit(f"The losses are {ours.loss} and {theirs.loss}; the benchmark would mean nothing.")
+    turns = [turn() for _ in range(rounds)]
+    for connection, process in zip(connections, processes, strict=True):
+        connection.send(False)
+        process.join()
+    times = [[one.seconds for one in side] for side in zip(*turns, strict=True)]
+    return summary(*times), [one.peak for one in turns[-1]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.memory:
-        whose, preset = options.memory
-        step = STEPS[whose](options.checkpoint, preset)
-        for _ in range(MEMORY_STEPS):
-            step()
-        print(peak())
-        return
+    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as temporary:
-        directory = options.checkpoint or Path(temporary)
+        directory = Path(temporary)
         model = IdeficsForVisionText2Text.from_config(MODEL, jax.random.key(0))
         model.save_pretrained(directory)
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
         del model
-        times = {preset: measure(directory, preset, options.rounds) for preset in PRESETS}
-        peaks = {preset: [memory(directory, preset, whose) for whose in STEPS] for preset in PRESETS}
+        measured = {preset: measure(directory, preset, rounds) for preset in PRESETS}
     print(f"{count / 1e6:.0f} M parameters, {ROWS} rows of {TOKENS} tokens and {IMAGES} images; ", end="")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| | idefics-jax | transformers | ratio (min to max) |\n|---|---|---|---|")
-    for preset, pair in times.items():
+    for preset, (pair, _) in measured.items():
         print(f"| step, `{preset}` | {pair.ours:.2f} s | {pair.reference:.2f} s | {pair.ratios} |")
-    for preset, (ours, theirs) in peaks.items():
+    for preset, (_, (ours, theirs)) in measured.items():
         print(f"| peak memory, `{preset}` | {ours / 1e9:.2f} GB | {theirs / 1e9:.2f} GB | {theirs / ours:.2f} |")
 
 
