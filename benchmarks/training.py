@@ -93,7 +93,7 @@ def our_step(directory: Path, preset: str, **changes) -> Step:
     optimizer = make_optimizer(ADAMW, config.steps)
     objective = Objective(template, config, IdeficsImageProcessor(), IMAGE_TOKEN)
     state = jax.jit(lambda params: init_state(params, optimizer, False))(params)
-    compiled = jax.jit(make_train_step(objective, optimizer, jax.random.key(0)), donate_argnums=0)
+    compiled = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
     batch = jax.device_put(make_batch())
 
     def step() -> float:

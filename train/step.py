@@ -129,17 +129,13 @@ def means(objective: Objective, batch: Batch) -> Callable[[Sums], Losses]:
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, key: Array
+    objective: Objective, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step `(state, frozen, batch) -> state, metrics`; metrics are float32 scalars still on the device.
-
-    Args:
-        key: of dropout, from which each step's is derived.
-    """
+    """The step `(state, frozen, batch) -> state, metrics`; metrics are float32 scalars still on the device."""
     config = objective.config
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        mean, step_key = means(objective, batch), jax.random.fold_in(key, state.step)
+        mean, step_key = means(objective, batch), jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(params: Any, part: Batch, number: Array) -> tuple[Array, Losses]:
             losses = mean(objective(params, frozen, part, jax.random.fold_in(step_key, number)))

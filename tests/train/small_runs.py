@@ -81,7 +81,7 @@ def start(config: TrainConfig = CONFIG, made: optax.GradientTransformation | Non
     optimizer = make_optimizer(config.optimizer, config.steps) if made is None else made
     objective = Objective(template, config, PROCESSOR.image_processor, IMAGE_TOKEN_ID)
     state = jax.jit(lambda params: init_state(params, optimizer, config.ema is not None))(params)
-    step = jax.jit(make_train_step(objective, optimizer, jax.random.key(1)))
+    step = jax.jit(make_train_step(objective, optimizer))
     return SmallRun(architecture, objective, state, frozen, step)
 
 
