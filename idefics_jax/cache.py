@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.sharding import constrain, spec
+from idefics_jax.sharding import constrain, per_shard, spec
 
 
 class KeyValue(NamedTuple):
@@ -72,12 +72,14 @@ def grow(buffers: Any, slots: int) -> Any:
 
 
 def take_rows(buffers: Any, row: Int[Array, "r"]) -> Any:
-    """The buffers whose row `r` is row `row[r]` of these."""
+    """The buffers whose row `r` is row `row[r]` of these.
+
+    On a mesh each device takes from its own rows, and nothing moves between them: `row` may count them from the first
+    of all or from the device's first.
+    """
 
     def take(x: Array) -> Array:
-        layers = x.ndim - 4
-        layout = spec(*[None] * layers, "batch", "heads", None, None)
-        return x.at[(*[slice(None)] * layers, row)].get(mode="promise_in_bounds", out_sharding=layout)
+        return _take(x, row, (*[None] * (x.ndim - 4), "batch", "heads"))
 
     return jax.tree.map(take, buffers)
 
@@ -85,9 +87,18 @@ def take_rows(buffers: Any, row: Int[Array, "r"]) -> Any:
 def take_answers(cache: Cache, row: Int[Array, "r"]) -> Cache:
     """The cache whose row `r` is row `row[r]` of this one; the images' keys and values stay as they are."""
     return cache._replace(
-        self_attention=take_rows(cache.self_attention, row),
-        valid=cache.valid.at[row].get(mode="promise_in_bounds", out_sharding=spec("batch", None)),
+        self_attention=take_rows(cache.self_attention, row), valid=_take(cache.valid, row, ("batch", None))
     )
+
+
+def _take(x: Array, row: Int[Array, "r"], axes: tuple[str | None, ...]) -> Array:
+    batch, layout = axes.index("batch"), spec(*axes)
+
+    def take(x: Array, row: Array) -> Array:
+        index = (*[slice(None)] * batch, row % x.shape[batch])
+        return x.at[index].get(mode="promise_in_bounds")
+
+    return per_shard(take, (layout, spec("batch")), layout)(x, constrain(row, "batch"))
 
 
 def _is_buffer(x: Any) -> bool:

@@ -7,6 +7,7 @@ Without a mesh, the functions here change nothing, so the same model code runs o
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,6 +84,18 @@ def gathered(weight: Array) -> Array:
         return weight
     stored = jax.typeof(weight).sharding.spec
     return reshard(weight, PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored)))
+
+
+def row_specs(tree: Any) -> Any:
+    """The partition specs of arrays whose first axis is the batch, and of scalars, which are the same everywhere."""
+    return jax.tree.map(lambda x: spec("batch") if x.ndim else spec(), tree)
+
+
+def per_shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` as each device runs it on its own part of the arrays; itself where there is no mesh."""
+    if get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
 
 
 def mesh_of(tree) -> Mesh | AbstractMesh | None:

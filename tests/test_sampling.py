@@ -69,7 +69,7 @@ def test_settings_share_one_program():
 
 
 def drawn(scores, step, seed):
-    return np.asarray(jax.jit(draw)(scores, np.int32(step), np.uint32(seed)))
+    return np.asarray(jax.jit(draw)(scores, np.arange(len(scores)), np.int32(step), np.uint32(seed)))
 
 
 def test_draws_follow_the_probabilities():

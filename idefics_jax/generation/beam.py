@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from idefics_jax.cache import Cache, take_answers
 from idefics_jax.generation.sampling import History, Sampling, restrict
 from idefics_jax.generation.stopping import advance
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, per_shard, reshape, row_specs, spec
 
 WORST = -1e9  # the reference's stand-in for minus infinity: sums with it stay ordered
 
@@ -116,14 +116,34 @@ def make_beam_state(
 
 def choose(
     state: BeamState,
-    logits: Float[Array, "bk v"],
+    logits: Float[Array, "r v"],
     sampling: Sampling,
     rules: BeamRules,
     limit: Int[Array, ""],
     candidates: int,
 ) -> tuple[BeamState, Int[Array, "bk"]]:
-    """One step of the search; also returns the row that each new beam continues."""
+    """One step of the search, from the scores of each beam or of each prompt.
+
+    Also returns the row that each new beam continues, as `take_rows` takes it. A prompt needs no other: on a mesh every
+    device chooses for its own.
+    """
+    rows, same = row_specs(state), spec()
+    return per_shard(
+        partial(_choose, candidates=candidates), (rows, spec("batch"), same, same, same), (rows, spec("batch"))
+    )(state, constrain(logits, "batch"), sampling, rules, limit)
+
+
+def _choose(
+    state: BeamState,
+    logits: Float[Array, "r v"],
+    sampling: Sampling,
+    rules: BeamRules,
+    limit: Int[Array, ""],
+    candidates: int,
+) -> tuple[BeamState, Int[Array, "bk"]]:
     prompts, beams, _ = state.running.shape
+    if len(logits) == prompts:
+        logits = jnp.repeat(logits, beams, axis=0)
     vocabulary = logits.shape[-1]
     log_probs = restrict(jax.nn.log_softmax(logits, axis=-1), state.history, state.step, sampling)
     totals = log_probs.reshape(prompts, beams, vocabulary) + state.running_scores[..., None]
@@ -203,13 +223,13 @@ def beam_search(
 
     def step(carry: tuple[Cache, BeamState]) -> tuple[Cache, BeamState]:
         cache, state = carry
-        token = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False).reshape(-1, 1)
+        last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
+        token = reshape(last, (last.size, 1), "batch")
         x = model.model.embed(token)
         hidden, cache = model.model.extend(x, jnp.ones(token.shape, bool), state.image_mask[:, None], cache)
-        state, row = choose(state, constrain(model.logits(hidden)[:, 0]), sampling, rules, limit, candidates)
+        state, row = choose(state, model.logits(hidden)[:, 0], sampling, rules, limit, candidates)
         return take_answers(cache, row), state
 
-    beams, state = state.running.shape[1], jax.tree.map(constrain, state)  # on a mesh, host arrays are on none
-    state, row = choose(state, jnp.repeat(logits, beams, axis=0), sampling, rules, limit, candidates)
-    _, state = jax.lax.while_loop(running, step, (take_answers(cache, row // beams), state))
+    state, row = choose(state, logits, sampling, rules, limit, candidates)
+    _, state = jax.lax.while_loop(running, step, (take_answers(cache, row // state.running.shape[1]), state))
     return state

@@ -22,6 +22,7 @@ class Context(NamedTuple):
         token_counts: how many tokens each row has, however they were given.
         pending: `[b]`, each row's last token where the cache does not have it yet, otherwise -1.
         image_mask: bool `[b, i]`, which images each row's last token saw.
+        own: the rows that this process was given; the others are other processes'.
     """
 
     cache: Cache
@@ -31,6 +32,7 @@ class Context(NamedTuple):
     token_counts: np.ndarray
     pending: np.ndarray
     image_mask: np.ndarray
+    own: slice
 
     @property
     def patches(self) -> int:
@@ -50,6 +52,7 @@ class Reading(NamedTuple):
         images: image slots in use afterwards.
         length: slots written afterwards.
         conversations, token_counts: as in `Context`, the prompt's included.
+        own: the rows that this process was given.
     """
 
     tokens: np.ndarray
@@ -65,6 +68,7 @@ class Reading(NamedTuple):
     length: int
     conversations: tuple[np.ndarray, ...]
     token_counts: np.ndarray
+    own: slice
 
 
 def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> Reading:
@@ -109,6 +113,7 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
         length=length + columns,
         conversations=tuple(np.concatenate([old, new]).astype(np.int32) for old, new in zip(before, said, strict=True)),
         token_counts=counts_before + prompts.valid.sum(axis=1),
+        own=prompts.own,
     )
 
 

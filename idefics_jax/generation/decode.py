@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 from idefics_jax.cache import Cache
 from idefics_jax.generation.sampling import History, Sampling, draw, restrict, warp
 from idefics_jax.generation.stopping import advance
-from idefics_jax.sharding import constrain
+from idefics_jax.sharding import constrain, per_shard, row_specs, spec
 
 
 class DecodeState(NamedTuple):
     """Where the loop stands, apart from the cache; `b` counts answers: prompts times answers to each.
 
     Attributes:
+        row: each row's number, which its draws depend on.
         token: what was chosen last; the cache does not have it yet.
         live: whether `token` is part of the answer, rather than padding after its end.
         done: rows that have ended.
@@ -33,6 +34,7 @@ class DecodeState(NamedTuple):
         image_mask: the images that generated tokens see: those that the prompt's last token saw.
     """
 
+    row: Int[Array, "b"]
     token: Int[Array, "b"]
     live: Bool[Array, "b"]
     done: Bool[Array, "b"]
@@ -51,6 +53,7 @@ def make_state(
     """The state before the first token. Only the first `real` rows run; the others fill up a bucket."""
     rows = len(stop_state)
     return DecodeState(
+        row=np.arange(rows, dtype=np.int32),
         token=np.full(rows, pad, np.int32),
         live=np.zeros(rows, bool),
         done=np.arange(rows) >= real,
@@ -64,11 +67,21 @@ def make_state(
     )
 
 
-def choose(state: DecodeState, logits: Float[Array, "b v"], sampling: Sampling, do_sample: bool) -> DecodeState:
-    """Takes the next token of every row from the model's scores."""
+def choose(state: DecodeState, logits: Float[Array, "p v"], sampling: Sampling, do_sample: bool) -> DecodeState:
+    """Takes the next token of every row from the model's scores, of each row or of each prompt. A row needs no other:
+    on a mesh every device chooses for its own."""
+    rows = row_specs(state)
+    return per_shard(partial(_choose, do_sample=do_sample), (rows, spec("batch"), spec()), rows)(
+        state, constrain(logits, "batch"), sampling
+    )
+
+
+def _choose(state: DecodeState, logits: Float[Array, "p v"], sampling: Sampling, do_sample: bool) -> DecodeState:
+    if len(logits) < len(state.token):
+        logits = jnp.repeat(logits, len(state.token) // len(logits), axis=0)
     scores = restrict(logits, state.history, state.step, sampling)
     if do_sample:
-        token = draw(warp(scores, sampling), state.step, sampling.seed)
+        token = draw(warp(scores, sampling), state.row, state.step, sampling.seed)
     else:
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     live = ~state.done
@@ -76,6 +89,7 @@ def choose(state: DecodeState, logits: Float[Array, "b v"], sampling: Sampling, 
     broken = state.broken | (live & jnp.isnan(logits).any(axis=-1))
     stop_state, stopped = advance(sampling.stop_table, state.stop_state, token)
     return DecodeState(
+        row=state.row,
         token=token,
         live=live,
         done=state.done | broken | sampling.eos[token] | stopped,
@@ -92,8 +106,7 @@ def choose(state: DecodeState, logits: Float[Array, "b v"], sampling: Sampling, 
 @partial(jax.jit, static_argnames="do_sample")
 def start(state: DecodeState, logits: Float[Array, "p v"], sampling: Sampling, *, do_sample: bool) -> DecodeState:
     """Chooses the first tokens, from the scores that prefill gave for each of `p` prompts."""
-    state = jax.tree.map(constrain, state)  # on a mesh, host arrays are on none
-    return choose(state, jnp.repeat(logits, len(state.token) // len(logits), axis=0), sampling, do_sample)
+    return choose(state, logits, sampling, do_sample)
 
 
 def decode(
@@ -128,7 +141,7 @@ def _decode(
         x = model.model.embed(state.token[:, None])
         cache = cache._replace(cross_attention=images)
         hidden, cache = model.model.extend(x, state.live[:, None], state.image_mask[:, None], cache)
-        state = choose(state, constrain(model.logits(hidden)[:, 0]), sampling, do_sample)
+        state = choose(state, model.logits(hidden)[:, 0], sampling, do_sample)
         return cache._replace(cross_attention=None), state
 
     return jax.lax.while_loop(running, step, (cache, state))

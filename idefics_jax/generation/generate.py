@@ -7,11 +7,12 @@ import numpy as np
 
 from idefics_jax.generation.beam import make_beam_rules
 from idefics_jax.generation.context import Context, plan_reading
+from idefics_jax.generation.hosts import Hosts
 from idefics_jax.generation.prompts import Prompts, check_prompts
 from idefics_jax.generation.run import answer, read, search
 from idefics_jax.generation.sampling import make_sampling
 from idefics_jax.generation.stopping import make_stop_table
-from idefics_jax.sharding import on_mesh_of
+from idefics_jax.sharding import mesh_of, on_mesh_of
 
 NEW_TOKENS = 20  # where no limit is given, as in the reference
 
@@ -71,6 +72,10 @@ def generate(
     Prompts may be padded on either side. They are padded further to a few sizes, so that few programs are compiled; no
     padding changes an answer. A generated token sees the images that its prompt's last token saw.
 
+    Where the model's mesh is over several processes, each calls this with its own prompts, as many as it likes, and the
+    same settings, and gets the answers to its own. Together they are one batch, the prompts of process 0 first: errors
+    number them so, and so do seeds. A process without prompts passes `input_ids` of shape `[0, 1]`.
+
     Args:
         model: an `IdeficsForVisionText2Text`.
         input_ids: int `[batch, seq]`; or `inputs_embeds`, float `[batch, seq, hidden]`.
@@ -117,41 +122,44 @@ def generate(
     eos = _tokens(config.eos_token_id if eos_token_id is None else eos_token_id)
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
     pad = (eos or [0])[0] if pad is None else pad
-    _check_modes(do_sample, num_beams, num_return_sequences, streamer)
-    prompts = check_prompts(
-        config,
-        pad,
-        eos,
-        input_ids,
-        attention_mask,
-        inputs_embeds,
-        image_attention_mask,
-        pixel_values=pixel_values,
-        image_encoder_embeddings=image_encoder_embeddings,
-        perceiver_embeddings=perceiver_embeddings,
-    )
-    if cache is not None and len(prompts.tokens) != len(cache.pending):
-        raise ValueError(
-            f"The cache is of {len(cache.pending)} conversations, and {len(prompts.tokens)} prompts were given."
-        )
-    limit = _limit(prompts, cache, config.max_position_embeddings, max_new_tokens, max_length)
     vocabulary = config.vocab_size + config.additional_vocab_size
     stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
-    sampling = make_sampling(
-        vocabulary,
-        make_stop_table(stop_strings, tokenizer, vocabulary),
-        eos=eos,
-        pad=pad,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        min_new_tokens=min_new_tokens,
-        bad_words_ids=bad_words_ids or (),
-        suppress_tokens=suppress_tokens or (),
-        seed=seed,
-    )
+    hosts = Hosts(mesh_of(model))
+    with hosts.errors_shared():
+        _check_modes(do_sample, num_beams, num_return_sequences, streamer)
+        given = check_prompts(
+            config,
+            pad,
+            eos,
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            image_attention_mask,
+            may_be_none=hosts.several,
+            pixel_values=pixel_values,
+            image_encoder_embeddings=image_encoder_embeddings,
+            perceiver_embeddings=perceiver_embeddings,
+        )
+        _check_cache(given, cache)
+        sampling = make_sampling(
+            vocabulary,
+            make_stop_table(stop_strings, tokenizer, vocabulary),
+            eos=eos,
+            pad=pad,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            min_new_tokens=min_new_tokens,
+            bad_words_ids=bad_words_ids or (),
+            suppress_tokens=suppress_tokens or (),
+            seed=seed,
+        )
+    modes = (num_beams, length_penalty, early_stopping, num_return_sequences, do_sample, interpolate_pos_encoding)
+    limits = (max_new_tokens, max_length)
+    prompts = hosts.share(given, [*sampling, *modes, *limits, streamer is None, cache is None])
+    limit = _limit(prompts, cache, config.max_position_embeddings, max_new_tokens, max_length)
     scores = context = None
     with on_mesh_of(model):
         reading = plan_reading(prompts, cache, limit)
@@ -164,12 +172,12 @@ def generate(
             )
         else:
             if streamer is not None and prompts.embeds is None:
-                streamer.put(prompts.tokens)
+                streamer.put(given.tokens)
             answers, context = answer(
                 model, logits, read_cache, reading, num_return_sequences, sampling, limit, do_sample, streamer
             )
     if prompts.embeds is None:
-        answers = np.concatenate([np.repeat(prompts.tokens, num_return_sequences, axis=0), answers], axis=1)
+        answers = np.concatenate([np.repeat(given.tokens, num_return_sequences, axis=0), answers], axis=1)
     return GenerationOutput(answers, scores, context) if return_dict_in_generate else answers
 
 
@@ -189,6 +197,14 @@ def _check_modes(do_sample: bool, num_beams: int, num_return_sequences: int, str
     if num_beams == 1 and num_return_sequences > 1 and not do_sample:
         raise ValueError(
             f"Greedy decoding gives one answer, not {num_return_sequences}; pass do_sample=True or num_beams."
+        )
+
+
+def _check_cache(prompts: Prompts, cache: Context | None) -> None:
+    conversations = len(prompts.tokens) if cache is None else cache.own.stop - cache.own.start
+    if len(prompts.tokens) != conversations:
+        raise ValueError(
+            f"The cache is of {conversations} conversations, and {len(prompts.tokens)} prompts were given."
         )
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from idefics_jax.cache import Cache, grow, take_answers, take_rows, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import chunks
+from idefics_jax.generation.hosts import place
 from idefics_jax.generation.prompts import Prompts
-from idefics_jax.sharding import constrain, shards
+from idefics_jax.sharding import constrain, reshape, shards, spec
 
 
 def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolate: bool) -> Float[Array, "n p e"]:
@@ -22,16 +23,20 @@ def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolat
     """
     images, images_are = prompts.images, prompts.images_are
     shape = _image_shape(model.config, images, images_are)
-    states = jax.device_put(np.zeros((rows * slots, *shape), model.model.dtype))
+    states = place(np.zeros((rows * slots, *shape), model.model.dtype))
     if images is None:
         return states
-    row, image = np.nonzero(prompts.seen_images)
-    for start, size in chunks(len(row), shards("batch")):
+    seen, readers = prompts.seen_images, prompts.readers
+    row, image = np.nonzero(seen[readers[prompts.reader]])
+    first = readers[prompts.reader].start * slots
+    most = max(int(seen[read].sum()) for read in readers)
+    for start, size in chunks(most, shards("batch") // len(readers)):
         chosen = slice(start, start + size)
-        pixels, target = images[row[chosen], image[chosen]], row[chosen] * slots + image[chosen]
+        pixels, target = images[row[chosen], image[chosen]], first + row[chosen] * slots + image[chosen]
         missing = size - len(target)
         pixels = np.pad(pixels, ((0, missing), *[(0, 0)] * (pixels.ndim - 1)))
         target = np.pad(target.astype(np.int32), (0, missing), constant_values=rows * slots)
+        pixels, target = place(pixels, len(readers)), place(target, len(readers))
         states = _put(states, _read_images(model, pixels, images_are, interpolate), target)
     return states
 
@@ -51,14 +56,17 @@ def _image_shape(config: IdeficsConfig, images: np.ndarray | None, images_are: s
 def _read_images(
     model: Any, images: Shaped[Array, "m ..."], images_are: str, interpolate: bool
 ) -> Float[Array, "m p e"]:
-    read = model.model.encode_images(**{images_are: images[:, None]}, interpolate_pos_encoding=interpolate)
-    return constrain(read[:, 0])
+    return model.model.encode_images(**{images_are: images[:, None]}, interpolate_pos_encoding=interpolate)[:, 0]
 
 
 @jax.jit
 def _put(states: Float[Array, "n p e"], read: Float[Array, "m p e"], target: Int[Array, "m"]) -> Float[Array, "n p e"]:
     """A program of its own: the vision tower is not compiled for every `n`. Targets beyond the end are dropped."""
-    return states.at[target].set(read.astype(states.dtype), mode="drop")
+    # On a mesh each device picks those of its own rows.
+    places = jnp.full(len(states), -1).at[constrain(target)].set(jnp.arange(len(read)), mode="drop")
+    places = constrain(places, "batch")
+    new = constrain(read).at[places].get(mode="clip", out_sharding=spec("batch"))
+    return jnp.where((places >= 0)[:, None, None], new.astype(states.dtype), states)
 
 
 @partial(jax.jit, static_argnames="slots")
@@ -101,13 +109,13 @@ def prefill(
             self_attention=grow(cache.self_attention, slots), valid=jnp.pad(cache.valid, ((0, 0), (0, more)))
         )
     if states is not None:
-        states = constrain(states.reshape(batch, -1, *states.shape[1:]), "batch")
+        states = reshape(states, (batch, len(states) // batch, *states.shape[1:]), "batch")
         written = _with_images(model, written, states, used_images, new_images, images)
     x = model.model.embed(tokens)
     if embeds is not None and embedded is not None:
         x = jnp.where(constrain(embedded, "batch")[..., None], constrain(embeds, "batch").astype(x.dtype), x)
     hidden, written = model.model.extend(x, valid, image_mask, written, fresh=cache is None)
-    return constrain(model.logits(hidden[:, -1:])[:, 0]), written
+    return constrain(model.logits(hidden[:, -1:])[:, 0], "batch"), written
 
 
 def _with_images(

@@ -10,13 +10,19 @@ from idefics_jax.config import IdeficsConfig
 class Prompts(NamedTuple):
     """What `generate` was asked to read; `b` prompts of `t` tokens and `i` images, padded on any side.
 
+    Where several processes generate together, the prompts of all (see `hosts.py`).
+
     Attributes:
         tokens: int32 `[b, t]`; zeros where `embeds` are given.
         embeds: `[b, t, d]`, or None.
         valid: bool `[b, t]`, False at padding.
         image_mask: bool `[b, t, i]`, which images each token sees; False at padding.
-        images: `[b, i, ...]` pixels, patch states or latents; None where no token sees an image.
+        images: `[b, i, ...]` pixels, patch states or latents, of the rows whose images this process reads; None where
+            no token sees an image.
         images_are: the argument that gave `images`: "pixel_values", "image_encoder_embeddings", "perceiver_embeddings".
+        own: the rows that this process was given.
+        readers: the rows whose images each process reads, in turn; one for all rows where all read the same.
+        reader: which of them this process is.
     """
 
     tokens: np.ndarray
@@ -25,6 +31,9 @@ class Prompts(NamedTuple):
     image_mask: np.ndarray
     images: np.ndarray | None
     images_are: str
+    own: slice
+    readers: tuple[slice, ...]
+    reader: int
 
     @property
     def seen_images(self) -> np.ndarray:
@@ -40,9 +49,10 @@ def check_prompts(
     attention_mask: Any,
     inputs_embeds: Any,
     image_attention_mask: Any,
+    may_be_none: bool,
     **image_inputs: Any,
 ) -> Prompts:
-    """Makes `Prompts` of what `generate` was given.
+    """Makes `Prompts` of what `generate` was given; without any only if there `may_be_none`.
 
     Without `attention_mask`, the padding token marks padding, as in the reference.
 
@@ -59,7 +69,7 @@ def check_prompts(
         embeds, tokens = None, np.asarray(input_ids)
         _check_shape("input_ids", tokens, ("batch", "seq"))
         _check_tokens(tokens, config.vocab_size + config.additional_vocab_size)
-    if not len(tokens):
+    if not len(tokens) and not may_be_none:
         raise ValueError("The batch holds no prompt; pass at least one.")
     if attention_mask is not None:
         valid = np.asarray(attention_mask) != 0
@@ -71,7 +81,9 @@ def check_prompts(
     if not valid.any(axis=1).all():
         raise ValueError(f"Prompt {int(np.argmin(valid.any(axis=1)))} is empty; give it at least one token.")
     tokens = tokens.astype(np.int32)
-    return Prompts(tokens, embeds, valid, *_check_images(valid, image_attention_mask, image_inputs))
+    rows = slice(0, len(tokens))
+    images = _check_images(valid, image_attention_mask, image_inputs)
+    return Prompts(tokens, embeds, valid, *images, own=rows, readers=(rows,), reader=0)
 
 
 def _check_images(

@@ -10,6 +10,7 @@ from idefics_jax.cache import Cache
 from idefics_jax.generation.beam import BeamRules, beam_search, make_beam_state
 from idefics_jax.generation.context import Context, Reading
 from idefics_jax.generation.decode import decode, make_state, start
+from idefics_jax.generation.hosts import fetch, place
 from idefics_jax.generation.prefill import expand, image_states, prefill
 from idefics_jax.generation.prompts import Prompts
 from idefics_jax.generation.sampling import History, Sampling, make_history
@@ -35,11 +36,7 @@ def read(
         states,
         np.int32(reading.used_images),
         np.int32(reading.images - reading.used_images),
-        reading.tokens,
-        reading.embeds,
-        reading.embedded,
-        reading.valid,
-        reading.image_mask,
+        *jax.tree.map(place, (reading.tokens, reading.embeds, reading.embedded, reading.valid, reading.image_mask)),
         slots=reading.slots,
     )
 
@@ -55,13 +52,17 @@ def answer(
     do_sample: bool,
     streamer: Any,
 ) -> tuple[np.ndarray, Context]:
-    """Greedy decoding or sampling, `copies` answers for each prompt: `[prompts * copies, new tokens]`, and the context.
+    """Greedy decoding or sampling, `copies` answers to each prompt: `[prompts * copies, new tokens]`, and the context.
+
+    The answers are those to this process's own prompts; the context is of all.
 
     Raises:
         ValueError: the model gave NaN.
     """
     real = len(reading.conversations) * copies
+    own = slice(reading.own.start * copies, reading.own.stop * copies)
     state = make_state(*_rows(reading, copies, sampling), real, reading.room, int(sampling.pad))
+    state = jax.tree.map(place, state)
     cache = cache if copies == 1 else expand(cache, copies)
     state = start(state, logits, sampling, do_sample=do_sample)
     if streamer is None:
@@ -69,13 +70,13 @@ def answer(
             cache, state = decode(model, cache, state, sampling, limit, do_sample=do_sample)
     else:
         for step in range(2, limit + 2):
-            token, done = jax.device_get((state.token, state.done))
-            streamer.put(token[:real])
+            token, done = fetch((state.token, state.done))
+            streamer.put(token[own])
             if step > limit or done.all():
                 break
             cache, state = decode(model, cache, state, sampling, step, do_sample=do_sample)
         streamer.end()
-    answers, steps, counts, token, live, broken = jax.device_get(
+    answers, steps, counts, token, live, broken = fetch(
         (state.answer, state.step, state.count, state.token, state.live, state.broken)
     )
     _check_finite(broken[:real], copies)
@@ -91,8 +92,9 @@ def answer(
         token_counts=np.repeat(reading.token_counts, copies) + counts,
         pending=np.where(live, token, -1)[:real],
         image_mask=np.repeat(reading.image_mask[:, -1], copies, axis=0)[:real],
+        own=own,
     )
-    return answers, context
+    return answers[own, : counts[own].max(initial=0)], context
 
 
 def search(
@@ -109,19 +111,21 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Beam search: the `best` answers to each prompt, `[prompts * best, new tokens]`, and their scores.
 
-    After their ends answers have `fill`.
+    The prompts are this process's own. After their ends answers have `fill`.
 
     Raises:
         ValueError: the model gave NaN.
     """
     real = len(reading.conversations)
     state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.room, fill)
+    state = jax.tree.map(place, state)
     candidates = beams * max(2, 1 + int(sampling.eos.sum()))
     state = beam_search(model, cache, state, logits, sampling, rules, np.int32(limit), candidates=candidates)
-    answers, lengths, scores, broken = jax.device_get((state.answers, state.lengths, state.scores, state.broken))
+    answers, lengths, scores, broken = fetch((state.answers, state.lengths, state.scores, state.broken))
     _check_finite(broken[:real], 1)
-    longest = lengths[:real, :best].max()
-    return answers[:real, :best, :longest].reshape(real * best, longest), scores[:real, :best].reshape(-1)
+    own = reading.own
+    longest = lengths[own, :best].max(initial=0)
+    return answers[own, :best, :longest].reshape(-1, longest), scores[own, :best].reshape(-1)
 
 
 def _rows(reading: Reading, copies: int, sampling: Sampling) -> tuple[History, np.ndarray, np.ndarray]:

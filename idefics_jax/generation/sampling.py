@@ -172,8 +172,10 @@ def _keep_top(scores: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "
     return jnp.put_along_axis(scores, order, ranked, axis=-1, inplace=False)
 
 
-def draw(scores: Float[Array, "b v"], new_tokens: Int[Array, ""], seed: UInt[Array, ""]) -> Int[Array, "b"]:
-    """One token per row, by its probability. The randomness is the row's own: other rows do not change it."""
+def draw(
+    scores: Float[Array, "b v"], row: Int[Array, "b"], new_tokens: Int[Array, ""], seed: UInt[Array, ""]
+) -> Int[Array, "b"]:
+    """One token per row, by its probability. The randomness is that of the row's number: others do not change it."""
     key = jax.random.fold_in(jax.random.key(seed), new_tokens)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(scores.shape[0]))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row)
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)

@@ -1,0 +1,202 @@
+"""Generation over a mesh: one device's tokens on any mesh, and in two processes that each have prompts of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from idefics_jax import IdeficsForVisionText2Text, IdeficsPerceiverConfig, IdeficsVisionConfig, make_mesh
+from tests.reference_generation import EOS, config, random_model, random_prompts
+from tests.train.runs import free_port
+
+NEW = {"max_new_tokens": 12, "eos_token_id": EOS}
+DRAWS = {"do_sample": True, "temperature": 2.0, "num_return_sequences": 2, "seed": 3}
+MESHES = [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2)]
+
+
+def wide_config():
+    """Every axis that a mesh splits is divisible by 8."""
+    perceiver = IdeficsPerceiverConfig(
+        resampler_n_latents=4,
+        resampler_depth=1,
+        resampler_n_heads=8,
+        resampler_head_dim=8,
+        qk_layer_norms_perceiver=True,
+    )
+    vision = IdeficsVisionConfig(
+        embed_dim=32, image_size=28, intermediate_size=64, num_hidden_layers=2, num_attention_heads=8
+    )
+    return config(num_attention_heads=8, vision_config=vision, perceiver_config=perceiver)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(wide_config())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(directory)
+    return directory
+
+
+class Streamer:
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.calls, self.ended = [], False
+
+    def put(self, tokens):
+        self.calls.append(np.asarray(tokens))
+
+    def end(self):
+        self.ended = True
+
+
+def streamed(model, batch, **options):
+    """The tokens, as a streamer gets them."""
+    streamer = Streamer()
+    model.generate(**batch, **options, streamer=streamer)
+    assert streamer.ended
+    return np.concatenate([streamer.calls[0], np.stack(streamer.calls[1:], axis=1)], axis=1)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_tokens_are_the_same_on_every_mesh(sizes, model, checkpoint):
+    sharded = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(*sizes))
+    batch = random_prompts(model.config, 0, 5, lengths=(3, 60), images=(0, 9))
+    expected = model.generate(**batch, **NEW)
+    np.testing.assert_array_equal(sharded.generate(**batch, **NEW), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_beams_draws_streams_and_turns_are_the_same_on_every_mesh(sizes, model, checkpoint):
+    sharded = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(*sizes))
+    batch, turn = (random_prompts(model.config, seed, 3, images=(0, 4)) for seed in (1, 2))
+    for options in ({"num_beams": 3, "num_return_sequences": 2}, DRAWS):
+        expected = model.generate(**batch, **NEW, **options)
+        np.testing.assert_array_equal(sharded.generate(**batch, **NEW, **options), expected)
+    np.testing.assert_array_equal(streamed(sharded, batch, **NEW), streamed(model, batch, **NEW))
+    ours, theirs = (m.generate(**batch, **NEW, return_dict_in_generate=True).cache for m in (sharded, model))
+    expected = model.generate(**turn, **NEW, cache=theirs)
+    np.testing.assert_array_equal(sharded.generate(**turn, **NEW, cache=ours), expected)
+
+
+# Two processes.
+
+#: Prompts of each process: unequal numbers, lengths and images.
+GIVEN = [(3, (3, 60), (0, 9)), (1, (3, 20), (1, 2))]
+NONE = {"input_ids": np.zeros((0, 1), np.int32)}
+
+
+def prompts(process, seed):
+    rows, lengths, images = GIVEN[process]
+    return random_prompts(wide_config(), 10 * seed + process, rows, lengths, images)
+
+
+def answers(model, process):
+    """What a process asks in turn, and gets: the same as on one device, where no other asks at the same time."""
+    batches = [prompts(process, seed) for seed in range(4)]
+    first = model.generate(**batches[0], **NEW, return_dict_in_generate=True)
+    text = {name: batches[3][name] for name in ("input_ids", "attention_mask")}
+    return {
+        "greedy": first.sequences,
+        "turn": model.generate(**batches[1], **NEW, cache=first.cache),
+        "beams": model.generate(**batches[2], **NEW, num_beams=3),
+        "streamed": streamed(model, batches[1], **NEW),
+        "without images": model.generate(**text, **NEW),
+    }
+
+
+def joined(batches):
+    """Left-padded batches as one."""
+    shapes = {name: np.max([batch[name].shape[1:] for batch in batches], axis=0) for name in batches[0]}
+
+    def padded(name, array):
+        missing = [int(most - size) for most, size in zip(shapes[name], array.shape[1:], strict=True)]
+        left = [name != "pixel_values", *[False] * (len(missing) - 1)]
+        return np.pad(array, ((0, 0), *[(n, 0) if first else (0, n) for n, first in zip(missing, left, strict=True)]))
+
+    return {name: np.concatenate([padded(name, batch[name]) for batch in batches]) for name in batches[0]}
+
+
+def errors(model, process):
+    """What a process is told where the other one's prompts or settings do not fit."""
+    found = {}
+    for name, own in {
+        "other": {"input_ids": [[3, 4]]} if process == 0 else {"input_ids": [[3, 1000]]},
+        "settings": {"input_ids": [[3, 4]], "max_new_tokens": 3 + process},
+    }.items():
+        try:
+            model.generate(**own)
+        except ValueError as error:
+            found[name] = np.array(str(error))
+    return found
+
+
+def run_process(coordinator, process, mesh, checkpoint, out):
+    jax.distributed.initialize(coordinator, 2, int(process))
+    sizes = [int(size) for size in mesh.split(",")]
+    model = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(*sizes))
+    leaves = jax.tree.leaves(model)
+    assert not any(leaf.is_fully_addressable for leaf in leaves)
+    results = answers(model, int(process)) | errors(model, int(process))
+    results["draws"] = model.generate(**prompts(int(process), 2), **NEW, **DRAWS)
+    results["process 0 alone"] = model.generate(**(prompts(0, 0) if process == "0" else NONE), **NEW)
+    np.savez(out, **results)
+    jax.distributed.shutdown()
+
+
+def start(process, coordinator, mesh, checkpoint, out):
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    arguments = [coordinator, str(process), ",".join(map(str, mesh)), str(checkpoint), str(out)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.test_sharded_generation", *arguments],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 1, 8)], ids=str)
+def test_two_processes_with_prompts_of_their_own(mesh, model, checkpoint, tmp_path):
+    coordinator = f"127.0.0.1:{free_port()}"
+    files = [tmp_path / f"{process}.npz" for process in range(2)]
+    processes = [start(process, coordinator, mesh, checkpoint, file) for process, file in enumerate(files)]
+    try:
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    got = [dict(np.load(file)) for file in files]
+    for process in range(2):
+        for name, expected in answers(model, process).items():
+            np.testing.assert_array_equal(got[process][name], expected, err_msg=f"process {process}, {name}")
+        told = str(got[process]["other"])
+        assert ("Process 1 cannot take part: " in told) == (process == 0)
+        assert "input_ids hold 1000, but the model's tokens are 0 to 98" in told
+        assert str(got[process]["settings"]) == "All processes must give the same settings of generate; they differ."
+    np.testing.assert_array_equal(got[0]["process 0 alone"], got[0]["greedy"])
+    assert got[1]["process 0 alone"].shape == (0, 1)
+    # Draws are those of one batch.
+    batch = joined([prompts(process, 2) for process in range(2)])
+    expected = model.generate(**batch, **NEW, **DRAWS)[:, batch["input_ids"].shape[1] :]
+    rows = DRAWS["num_return_sequences"] * GIVEN[0][0]
+    for process, own in enumerate((expected[:rows], expected[rows:])):
+        new = got[process]["draws"][:, prompts(process, 2)["input_ids"].shape[1] :]
+        np.testing.assert_array_equal(new, own[:, : new.shape[1]])
+        assert not own[:, new.shape[1] :].any()
+
+
+if __name__ == "__main__":
+    run_process(*sys.argv[1:])
