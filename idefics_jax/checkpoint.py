@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from jaxtyping import Array
 from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
-from idefics_jax.paths import PathLike
+from idefics_jax.paths import AnyPath, PathLike, as_path
 from idefics_jax.progress import bytes_progress
 from idefics_jax.sharding import on_mesh
 from idefics_jax.stored import Stored, matched, stored_tensors
@@ -134,31 +133,27 @@ class Pretrained(nnx.Module):
             arrays = list(readers.map(lambda weight: _load(weight, tensors, advance), weights))
         return jax.tree.unflatten(jax.tree.structure(model), arrays)
 
-    def save_pretrained(self, directory: str | os.PathLike, *, max_shard_size: int = 5 * 10**9) -> None:
+    def save_pretrained(self, directory: PathLike, *, max_shard_size: int = 5 * 10**9) -> None:
         """Writes `config.json` and safetensors, sharded where need be, that `transformers` loads too.
 
         Args:
-            directory: made if need be; its files appear, or replace older ones, once all are written.
+            directory: made if need be; its files appear, or replace older ones, once all are written. At a URL older
+                ones are removed first, and `config.json`, without which nothing loads them, is written last.
             max_shard_size: bytes per file.
 
         Raises:
             OSError: the disk is full, or the directory cannot be written; an older checkpoint in it is as it was.
+            ValueError: the URL's kind is unknown.
         """
-        directory = Path(directory)
+        directory = as_path(directory)
         if jax.process_index() > 0:  # of several processes one writes, and all give their parts
             for _, weight, at in _tensors(self, self.config):
                 _whole(weight, at)
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
-            try:
-                written = _write(self, self.config, Path(temporary), max_shard_size)
-            except OSError as error:
-                raise OSError(f"{directory} could not be written: {error}; nothing in it was changed.") from error
-            for old in directory.glob("model*.safetensors*"):
-                old.unlink()
-            for file in written:
-                (Path(temporary) / file).replace(directory / file)
+        if isinstance(directory, Path):
+            _replace(self, self.config, directory, max_shard_size)
+        else:
+            _write_there(self, self.config, directory, max_shard_size)
 
 
 def compute_dtype(checkpoint: str, asked: Any) -> str:
@@ -201,7 +196,31 @@ def _load(weight: hf.Weight, tensors: Stored, advance) -> Array:
     return array
 
 
-def _write(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: int) -> list[str]:
+def _replace(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: int) -> None:
+    """Writes a model's files beside older ones, which they replace once all are written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
+        try:
+            written = _write(model, config, Path(temporary), max_shard_size)
+        except OSError as error:
+            raise OSError(f"{directory} could not be written: {error}; nothing in it was changed.") from error
+        for old in directory.glob("model*.safetensors*"):
+            old.unlink()
+        for file in written:
+            (Path(temporary) / file).replace(directory / file)
+
+
+def _write_there(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size: int) -> None:
+    """Writes a model's files to an object store, a tensor at a time."""
+    try:
+        for old in [directory / "config.json", *directory.glob("model*.safetensors*")]:
+            old.unlink(missing_ok=True)
+        _write(model, config, directory, max_shard_size)
+    except Exception as error:  # each kind of server has its own
+        raise OSError(f"{directory} could not be written: {error}.") from error
+
+
+def _write(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size: int) -> list[str]:
     """Writes a model's files and returns their names."""
     shards = _plan(model, config, max_shard_size)
     files = {}

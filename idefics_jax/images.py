@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from idefics_jax.paths import as_path
+
 ImageInput = Image.Image | np.ndarray | str | Path
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+|data:image/\S+", re.ASCII)
@@ -37,7 +39,7 @@ def image_source(text: str) -> str | Path:
 
 
 def load_image(source: str | Path, timeout: float = TIMEOUT) -> Image.Image:
-    """The RGB image in a file, behind an http(s) URL or inside a `data:` URL.
+    """The RGB image in a file, behind an http(s), gs:// or s3:// URL or inside a `data:` URL.
 
     As the reference's `load_image`: turned upright by its EXIF orientation and converted to RGB, which drops an alpha
     channel. (A Pillow image given by the user is not turned, and its transparency is laid on white: `to_rgb`.)
@@ -84,8 +86,17 @@ def read_bytes(source: str | Path, name: str, timeout: float) -> bytes:
             return base64.b64decode(data, validate=True)
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"{name} is not a base64 data URL: {error}.") from error
+    if source.startswith(("gs://", "s3://")):
+        try:
+            return as_path(source).read_bytes()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"The image {name} does not exist.") from error
+        except Exception as error:  # each kind of server has its own
+            raise OSError(f"The image {name} cannot be read: {error}.") from error
     if not source.lower().startswith(("http://", "https://")):
-        raise ValueError(f"{name} is not read: use an http(s) or data: URL, a file, or an opened Pillow image.")
+        raise ValueError(
+            f"{name} is not read: use an http(s), gs://, s3:// or data: URL, a file, or an opened Pillow image."
+        )
     try:
         request = urllib.request.Request(source, headers={"User-Agent": "idefics-jax"})
         with urllib.request.urlopen(request, timeout=timeout) as answer:

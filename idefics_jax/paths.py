@@ -51,7 +51,12 @@ def read_bytes(path: UPath, start: int, size: int) -> bytes:
     Raises:
         OSError: it could not be read, or is shorter than that.
     """
-    data: Any = path.fs.cat_file(path.path, start=start, end=start + size)
+    try:
+        data: Any = path.fs.cat_file(path.path, start=start, end=start + size)
+    except OSError:
+        raise
+    except Exception as error:  # each kind of server has its own
+        raise OSError(f"{path} cannot be read: {error}.") from error
     if len(data) != size:
         raise OSError(f"{path} gave {len(data):,} of the {size:,} bytes from byte {start:,} on; try again.")
     return data

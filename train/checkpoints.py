@@ -1,5 +1,5 @@
 """Checkpoints of a run: written in the background by Orbax, kept or thrown away by rule, and read back the newest
-first.
+first, on a disk or in an object store.
 
 Each is a folder `checkpoints/STEP` with three items, so that a part can be read without the rest: `params`, the weights
 that train (nested by path, as `conversion` and `from_pretrained` read them); `optimizer`; and `data`, where every
@@ -7,6 +7,8 @@ stream of documents was.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from fsspec.config import conf
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from idefics_jax.paths import AnyPath
 from train.config import CheckpointConfig
+from train.orbax_s3 import teach_s3
 from train.step import TrainState
 
 METRIC = "eval_loss"
@@ -36,12 +42,12 @@ class Checkpoints:
     """The checkpoints in a run's directory.
 
     Args:
-        directory: of the run, absolute.
+        directory: of the run: absolute, or a URL.
         config: when and which.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig):
-        self.directory = directory / "checkpoints"
+    def __init__(self, directory: AnyPath, config: CheckpointConfig):
+        self.directory = epath.Path(str(directory / "checkpoints"))
         kept: list[policies.PreservationPolicy] = [policies.LatestN(n=config.keep)]
         if config.keep_best:
             # The last in order are kept, so the lowest loss has to come last.
@@ -52,16 +58,26 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             )
             kept.append(best)
+        finished = None  # Orbax's own way of telling a checkpoint that is finished from one that is not
+        if not isinstance(directory, Path):
+            # A listing that is kept would not show what TensorStore, or another process, has written since.
+            for kind in ("gs", "s3"):
+                conf.setdefault(kind, {})["use_listings_cache"] = False
+            if directory.protocol == "s3":
+                finished = teach_s3()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            temporary_path_class=finished,
         )
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        with _told("read", self.directory):
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, saved: Saved, eval_loss: float | None, wait: bool = False) -> None:
-        """Starts to write the state after `step` steps; `wait`: until it is on the disk.
+        """Starts to write the state after `step` steps; `wait`: until it is there.
 
         Raises:
-            OSError, ValueError: this or an earlier one could not be written; the ones before are as they were.
+            OSError: this or an earlier one could not be written; the ones before are as they were.
         """
         if step in self.manager.all_steps():
             return
@@ -73,9 +89,10 @@ class Checkpoints:
             data=ocp.args.StandardSave({"streams": saved.streams}),
         )
         metrics = None if eval_loss is None else {METRIC: eval_loss}
-        self.manager.save(step, args=items, metrics=metrics, force=True)
-        if wait:
-            self.manager.wait_until_finished()
+        with _told("written", self.directory):
+            self.manager.save(step, args=items, metrics=metrics, force=True)
+            if wait:
+                self.manager.wait_until_finished()
 
     def restore(self, like: TrainState) -> Saved | None:
         """The newest checkpoint that can be read, laid out like `like`; None where there is none.
@@ -134,8 +151,21 @@ class Checkpoints:
             self.manager.reload()
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self.manager.close()
+        """Waits until everything is written; raises as `save`."""
+        with _told("written", self.directory):
+            self.manager.close()
+
+
+@contextmanager
+def _told(what: str, directory: epath.Path) -> Iterator[None]:
+    """Whatever Orbax, TensorStore or a store's client raises, as an OSError of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300].rstrip(".")
+        raise OSError(
+            f"Checkpoints in {directory} cannot be {what}: {reason}. Those that were finished are whole."
+        ) from error
 
 
 def _counters(state: TrainState) -> dict[str, jax.Array]:

@@ -17,9 +17,13 @@ from train import jsonl
 from train.charts import Curve, Points, chart, number, smoothed
 from train.config import TrainConfig
 from train.metrics import METRICS, PREDICTIONS
+from train.place import Place
 from train.report_samples import samples
 
 REPORT = "report.html"
+SKIPPED = "skipped*.log"  # of each process
+#: What the report is made of.
+FILES = (METRICS, PREDICTIONS, "run.json", "summary.json", SKIPPED)
 LOG_LINES = 200  # of skipped.log
 MANY = 60  # steps, from which on a curve is smoothed
 
@@ -30,7 +34,7 @@ def write_report(directory: str | Path) -> Path:
     """Makes `report.html` of what there is in the directory of a run, finished or not, and returns its path.
 
     It reads metrics.jsonl, predictions.jsonl, run.json (the settings), summary.json (more numbers, if any) and
-    skipped.log (a line for each record that could not be used, if any). The page is there whole or not at all.
+    skipped*.log (a line for each record that could not be used, if any). The page is there whole or not at all.
 
     Raises:
         OSError: the page cannot be written.
@@ -48,7 +52,7 @@ def write_report(directory: str | Path) -> Path:
             _tiles(training, held_out, settings),
             _charts(training, held_out) or "<p>Nothing was logged yet.</p>",
             samples(predictions),
-            _skipped(training, directory / "skipped.log"),
+            _skipped(training, sorted(directory.glob(SKIPPED))),
             _table("Totals", _flat(summary)) if summary else "",
             _settings(settings),
         ]
@@ -155,14 +159,14 @@ def _charts(training: Lines, held_out: Lines) -> str:
     return f"<h2>Curves</h2><div class=charts>{drawn}</div>" if drawn else ""
 
 
-def _skipped(training: Lines, log: Path) -> str:
+def _skipped(training: Lines, logs: list[Path]) -> str:
     steps = [f"{line['step']:,}" for line in training if _finite(line.get("skipped")) > 0]
     parts = []
     if steps:
         shown = ", ".join(steps[:LOG_LINES]) + (" and later ones" if len(steps) > LOG_LINES else "")
         parts.append(f"<p>Steps that changed nothing, because a gradient was not finite: {shown}.</p>")
-    if log.is_file():
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    if logs:
+        lines = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
         title = f"Records that could not be used: {len(lines):,}"
         title += f" (the last {LOG_LINES} are shown)" if len(lines) > LOG_LINES else ""
         text = escape("\n".join(lines[-LOG_LINES:]))
@@ -206,11 +210,18 @@ def _rows(values: dict[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.report", description="Makes report.html of a run's files.")
-    parser.add_argument("run", type=Path, help="directory of the run")
-    run = parser.parse_args().run
-    if not run.is_dir():
-        sys.exit(f"{run} is no directory.")
-    print(write_report(run))
+    parser.add_argument("run", help="directory of the run, or its URL")
+    try:
+        place = Place(parser.parse_args().run)
+        if not place.path.is_dir():
+            sys.exit(f"{place.path} is no directory.")
+        place.fetch(*FILES)
+        place.start()
+        write_report(place.local)
+        place.close()
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    print(place.path / REPORT)
 
 
 if __name__ == "__main__":

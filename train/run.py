@@ -1,6 +1,7 @@
 """A run from its configuration to the finished model: set up, the loop, evaluation, checkpoints, report."""
 
 import json
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.lora import merge_adapters
+from idefics_jax.paths import as_path
 from idefics_jax.sharding import on_mesh
 from train.batches import Step, make_layout, streams_after, training_batches
 from train.checkpoints import Checkpoints, Saved
@@ -19,8 +21,9 @@ from train.evaluate import answers, eval_loss
 from train.late import Late, peak_share
 from train.metrics import Metrics
 from train.optimizer import make_optimizer
+from train.place import Place
 from train.processes import StopRequest, join, leave, stop_requests
-from train.report import write_report
+from train.report import FILES, REPORT, write_report
 from train.starting import load, mesh_of, model_config
 from train.step import Objective, init_state, make_eval_step, make_train_step
 
@@ -47,7 +50,8 @@ class Trainer:
     """What a run holds while it goes on."""
 
     def __init__(self, config: TrainConfig):
-        self.directory = Path(config.out).absolute()
+        self.place = Place(config.out)
+        self.directory = self.place.local
         self.first = jax.process_index() == 0
         self.mesh = mesh_of(config)
         self.layout = make_layout(config, self.mesh)
@@ -62,26 +66,29 @@ class Trainer:
         self.template, params, self.frozen = load(config, self.model_config, self.mesh)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         objective = Objective(self.template, config, self.processor.image_processor, self.processor.image_token_id)
-        self.key = jax.random.key(config.seed)
         with on_mesh(self.mesh):
             state = jax.jit(lambda params: init_state(params, self.optimizer, config.ema is not None))(params)
-            self.train_step = jax.jit(make_train_step(objective, self.optimizer, self.key), donate_argnums=0)
+            self.train_step = jax.jit(make_train_step(objective, self.optimizer), donate_argnums=0)
             self.eval_step = jax.jit(make_eval_step(objective))
-        self.checkpoints = Checkpoints(self.directory, config.checkpoint)
+        self.checkpoints = Checkpoints(self.place.path, config.checkpoint)
         saved = self.checkpoints.restore(state)
         self.state, self.streams = (state, None) if saved is None else saved
         self.step = int(self.state.step)
+        self.bad = BadRecords(self.directory, config.data.max_bad, jax.process_index())
+        self.place.fetch(self.bad.path.name, *(FILES[:2] if self.first else ()))
+        self.place.start()
         if self.first:
-            self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / "run.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         self.metrics = Metrics(self.directory, config.steps, self.step, visible=True, enabled=self.first)
         self.packing = PackingReport()
-        self.bad = BadRecords(self.directory, config.data.max_bad)
         self.eval_loss: float | None = None
 
     def close(self) -> None:
         """Waits for what is still being written."""
-        self.checkpoints.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            self.place.close()
 
     def train(self, stop: StopRequest) -> int:
         """All steps that are left; the exit status, 0 if none is."""
@@ -119,10 +126,11 @@ class Trainer:
     def finish(self) -> None:
         """After the last step: the finished model and the report."""
         if self.config.export is not None:
-            self._export(Path(self.config.export))
+            self._export(self.config.export)
         if self.first:
             (self.directory / "summary.json").write_text(json.dumps({"packing": str(self.packing)}) + "\n")
-            print(write_report(self.directory))
+            write_report(self.directory)
+            print(self.place.path / REPORT)
 
     def model(self) -> IdeficsForVisionText2Text:
         """The model as it is now; of a run with a moving average, that."""
@@ -135,6 +143,7 @@ class Trainer:
 
     def _save(self, step: Step, wait: bool) -> None:
         saved = Saved(self.state, streams_after(step, self.layout))
+        self.place.copy_soon()
         self.checkpoints.save(self.step, saved, self.eval_loss, wait)
         self.eval_loss = None
 
@@ -154,8 +163,14 @@ class Trainer:
             self.metrics.predictions(self.step, predictions)
         self.metrics.evaluation(self.step, values)
 
-    def _export(self, directory: Path) -> None:
+    def _export(self, directory: str) -> None:
         """Writes the finished model as Hugging Face files, in the dtype of computation."""
+        if self.first:  # before the model, without which nothing loads them
+            with tempfile.TemporaryDirectory() as folder:
+                self.processor.save_pretrained(folder)
+                as_path(directory).mkdir(parents=True, exist_ok=True)
+                for file in Path(folder).iterdir():
+                    (as_path(directory) / file.name).write_bytes(file.read_bytes())
         model = self.model()
         if self.config.trainable == "lora":
             model = merge_adapters(model)
@@ -163,5 +178,3 @@ class Trainer:
             dtype = jnp.dtype(self.config.dtype)
             model = jax.jit(lambda model: jax.tree.map(lambda x: x.astype(dtype), model))(model)
         model.save_pretrained(directory)
-        if self.first:
-            self.processor.save_pretrained(directory)

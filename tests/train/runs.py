@@ -46,7 +46,7 @@ class Place:
         """
         options = {
             "model": self.model,
-            "out": self.directory / out,
+            "out": out if "://" in str(out) else self.directory / out,
             "trainable": "full",
             "steps": 6,
             "batch_size": 8,

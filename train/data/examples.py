@@ -1,10 +1,10 @@
 """Records to token ids, which of them are learnt, and images; and to the questions of held-out records."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from idefics_jax.chat import chat_prompt
+from idefics_jax.paths import AnyPath
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.prompts import Prompt, Text, join
 from train.config import DataConfig
@@ -30,7 +30,7 @@ class Question(NamedTuple):
     images: list[ImageSource]
 
 
-def example_of(record: Mapping[str, Any], folder: Path, processor: IdeficsProcessor, config: DataConfig) -> Example:
+def example_of(record: Mapping[str, Any], folder: AnyPath, processor: IdeficsProcessor, config: DataConfig) -> Example:
     """The document in a record, whose relative image paths start from `folder`.
 
     Raises:
@@ -76,7 +76,9 @@ def example_of(record: Mapping[str, Any], folder: Path, processor: IdeficsProces
     return Example(ids, learnt, images)
 
 
-def question_of(record: Mapping[str, Any], folder: Path, processor: IdeficsProcessor, config: DataConfig) -> Question:
+def question_of(
+    record: Mapping[str, Any], folder: AnyPath, processor: IdeficsProcessor, config: DataConfig
+) -> Question:
     """What comes before the answer in a record, and the answer: `processor(prompt)` is a prefix of what is trained on.
 
     The answer is the last message of the assistant; or the text after the last image; or, with a template, what comes

@@ -6,6 +6,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from idefics_jax.images import image_source
+from idefics_jax.paths import AnyPath
 from idefics_jax.prompts import FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN, Prompt, Text
 from train.data.images import ImageSource
 
@@ -20,7 +21,7 @@ class Document(NamedTuple):
     images: list[ImageSource]
 
 
-def document_of(record: Mapping[str, Any], folder: Path, template: str | None) -> Document:
+def document_of(record: Mapping[str, Any], folder: AnyPath, template: str | None) -> Document:
     """The text and images of a record that is no conversation; what is asked for is the text after the last image.
 
     With a template, it is what comes from `{answer}` on, or from its first field on if it has no such field.
@@ -61,7 +62,7 @@ def prompt_of(text: str, images: Sequence[ImageSource]) -> Prompt:
     return [item for item in prompt if not (isinstance(item, Text) and not item)]
 
 
-def messages_of(record: Mapping[str, Any], folder: Path, template: str | None) -> list[dict[str, Any]] | None:
+def messages_of(record: Mapping[str, Any], folder: AnyPath, template: str | None) -> list[dict[str, Any]] | None:
     """The conversation in a record as `chat_prompt` takes it, with the images found; None: it is none.
 
     Images stand in the messages, or in the record's "images" in the order of the parts `{"type": "image"}` and of the
@@ -116,7 +117,7 @@ def _source(part: Mapping[str, Any]) -> Any:
     return next((part[key] for key in ("image", "path", "url", "image_url") if part.get(key) is not None), None)
 
 
-def _parts(part: Any, images: Iterator[ImageSource], folder: Path) -> list[dict[str, Any]]:
+def _parts(part: Any, images: Iterator[ImageSource], folder: AnyPath) -> list[dict[str, Any]]:
     """A message's part as parts of text and of images that can be read; marks become the next of `images`."""
     if not isinstance(part, Mapping):
         raise ValueError(f"a message's part is a {type(part).__name__}, not an object with a type")
@@ -144,7 +145,7 @@ def _next(images: Iterator[ImageSource]) -> ImageSource:
     return image
 
 
-def _images(record: Mapping[str, Any], folder: Path) -> list[ImageSource]:
+def _images(record: Mapping[str, Any], folder: AnyPath) -> list[ImageSource]:
     for name in ("images", "file_names", "image", "file_name"):
         if record.get(name) is not None:
             values = record[name] if isinstance(record[name], list) else [record[name]]
@@ -152,14 +153,16 @@ def _images(record: Mapping[str, Any], folder: Path) -> list[ImageSource]:
     return []
 
 
-def _image(value: Any, folder: Path) -> ImageSource:
+def _image(value: Any, folder: AnyPath) -> ImageSource:
     if not isinstance(value, str) or not value:
         raise ValueError(f"one of its images is a {type(value).__name__}, not a path or URL")
     source = image_source(value)
-    return source if isinstance(source, str) else folder / source
+    if isinstance(source, str):
+        return source
+    return folder / source if isinstance(folder, Path) else str(folder / source)
 
 
-def _interleaved_document(content: Any, folder: Path) -> Document:
+def _interleaved_document(content: Any, folder: AnyPath) -> Document:
     """A list of strings and `{"image": path}`; a space goes between strings in a row."""
     if not isinstance(content, list):
         raise ValueError(f'its "content" is a {type(content).__name__}, not a list of strings and images')

@@ -34,10 +34,13 @@ class PackingReport:
 
 
 class BadRecords:
-    """Counts the records that were skipped and appends a line for each to `skipped.log` in `folder`."""
+    """Counts the records that were skipped and appends a line for each to `skipped.log` in `folder`.
 
-    def __init__(self, folder: Path, max_bad: float):
-        self.path = folder / "skipped.log"
+    The other processes append to `skipped.1.log` and so on.
+    """
+
+    def __init__(self, folder: Path, max_bad: float, process: int = 0):
+        self.path = folder / (f"skipped.{process}.log" if process else "skipped.log")
         self.max_bad = max_bad
         self.read = self.bad = 0
 

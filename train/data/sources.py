@@ -1,4 +1,7 @@
-"""The kinds of files that records are read from. All can be pickled: no open file is part of them."""
+"""The kinds of files that records are read from, on a disk or in an object store.
+
+All can be pickled: no open file is part of them.
+"""
 
 import base64
 import json
@@ -7,8 +10,11 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import grain
 import numpy as np
+
+from idefics_jax.paths import AnyPath, read_bytes
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 
@@ -24,7 +30,7 @@ class Source:
 
     mixture: tuple[str, float] | None = None
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         self.path = path
         self.name = str(path)
         self.folder = path.parent
@@ -41,26 +47,25 @@ class Source:
 
 
 class JsonLines(Source):
-    """A JSON object on each line that is not blank. Only where the lines begin is kept in memory."""
+    """A JSON object on each line that is not blank. Only where the lines are is kept in memory."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         super().__init__(path)
-        starts, lines, start = array("q"), array("q"), 0
+        starts, sizes, lines, start = array("q"), array("q"), array("q"), 0
         with path.open("rb") as file:
             for line, content in enumerate(file, 1):
                 if not content.isspace():
                     starts.append(start)
+                    sizes.append(len(content))
                     lines.append(line)
                 start += len(content)
-        self._starts, self._lines = np.array(starts, np.int64), np.array(lines, np.int64)
+        self._starts, self._sizes, self._lines = (np.array(numbers, np.int64) for numbers in (starts, sizes, lines))
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            file.seek(self._starts[number])
-            return json_object(file.readline())
+        return json_object(_read(self.path, int(self._starts[number]), int(self._sizes[number])))
 
     def describe(self, number: int) -> str:
         return f"{self.name} line {self._lines[number]}"
@@ -72,11 +77,11 @@ class TarShard(Source):
     `KEY.json` holds the record's fields, `KEY.txt` its "text", `KEY.jpg`, `KEY.0.png` and so on its "images".
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         super().__init__(path)
         samples: dict[str, list[tuple[str, int, int]]] = {}
         try:
-            with tarfile.open(path, "r:") as tar:
+            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     folder, slash, name = member.name.rpartition("/")
                     key, _, suffixes = name.partition(".")
@@ -94,18 +99,14 @@ class TarShard(Source):
     def __getitem__(self, number: int) -> dict[str, Any]:
         record: dict[str, Any] = {}
         images = []
-        with self.path.open("rb") as file:
-            for suffix, start, size in self._samples[number][1]:
-                file.seek(start)
-                content = file.read(size)
-                if len(content) < size:
-                    raise ValueError("the archive ends in the middle of it; write it again")
-                if suffix == "json":
-                    record |= json_object(content)
-                elif suffix == "txt":
-                    record["text"] = content.decode("utf-8")  # UnicodeDecodeError is a ValueError
-                else:
-                    images.append(data_url(content))
+        for suffix, start, size in self._samples[number][1]:
+            content = _read(self.path, start, size)
+            if suffix == "json":
+                record |= json_object(content)
+            elif suffix == "txt":
+                record["text"] = content.decode("utf-8")  # UnicodeDecodeError is a ValueError
+            else:
+                images.append(data_url(content))
         return record | ({"images": images} if images else {})
 
     def describe(self, number: int) -> str:
@@ -113,12 +114,13 @@ class TarShard(Source):
 
 
 class ArrayRecords(Source):
-    """A JSON object in each record."""
+    """A JSON object in each record. From an object store the file is copied to this machine's disk."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         super().__init__(path)
+        local = str(path) if isinstance(path, Path) else fsspec.open_local(f"simplecache::{path}")
         try:
-            self._records: Any = grain.sources.ArrayRecordDataSource(str(path))
+            self._records: Any = grain.sources.ArrayRecordDataSource(local)
         except Exception as error:  # what the library raises is a bare Exception or RuntimeError
             raise ValueError(f"{path} is not an array_record file, or is damaged: {error}.") from error
 
@@ -136,7 +138,7 @@ class ArrayRecords(Source):
 class SavedDataset(Source):
     """What `Dataset.save_to_disk` of Hugging Face `datasets` wrote. Class labels become their names."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         super().__init__(path)
         self.folder = path
         try:
@@ -159,6 +161,23 @@ class SavedDataset(Source):
             if record[name] is not None and record[name] >= 0:  # -1: the record has no label
                 record[name] = names[record[name]]
         return _with_image_sources(record)
+
+
+def _read(path: AnyPath, start: int, size: int) -> bytes:
+    """A range of a file's bytes.
+
+    Raises:
+        ValueError: it ends before.
+        OSError: it cannot be read.
+    """
+    if not isinstance(path, Path):
+        return read_bytes(path, start, size)
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read(size)
+    if len(content) < size:
+        raise ValueError("the file ends in the middle of it; write it again")
+    return content
 
 
 def json_object(content: bytes) -> dict[str, Any]:
