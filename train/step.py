@@ -147,7 +147,11 @@ def make_train_step(
 
         zeros = (Losses(jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, state.params))
         parts = (batch, jnp.arange(batch.input_ids.shape[0]))
-        (losses, gradients), _ = jax.lax.scan(accumulate, zeros, parts)
+        if batch.input_ids.shape[0] == 1:
+            # Not a loop of one turn: XLA takes what is in it for invariant, and computes it before the loop as well.
+            (losses, gradients), _ = accumulate(zeros, jax.tree.map(lambda part: part[0], parts))
+        else:
+            (losses, gradients), _ = jax.lax.scan(accumulate, zeros, parts)
 
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(gradients)
