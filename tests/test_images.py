@@ -94,7 +94,7 @@ def test_arrays_of_wrong_values(value):
 
 
 def test_urls_that_are_not_read():
-    assert message("gs://bucket/a.png").startswith("gs://bucket/a.png is not read: use an http(s) or data: URL")
+    assert message("ftp://host/a.png").startswith("ftp://host/a.png is not read: use an http(s), gs://, s3:// or data:")
     assert message("data:image/png;base64,@@@@").startswith("data:image/png;base64,@@@@ is not a base64 data URL")
     assert message("data:image/png,rawbytes").endswith("is not a base64 data URL: it is not marked ;base64.")
     long = "data:image/png;base64," + "QUJD" * 999

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 TrainableName = Literal["full", "idefics", "frozen-backbones", "heads", "lora"]
 ScheduleName = Literal["constant", "linear", "cosine"]
-RematName = Literal["none", "full", "dots"]
+RematName = Literal["none", "full", "attention", "dots"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,9 @@ class ProcessConfig:
     """How many there are (not with auto)."""
     index: int | None = None
     """Which one this is, from 0 (not with auto)."""
+    patience: float = 1800.0
+    """Seconds without a step after which all end, naming the one that is behind: evaluation, a checkpoint and whatever
+    else comes between two steps has to take less."""
 
 
 @dataclass(frozen=True)

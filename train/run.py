@@ -26,6 +26,7 @@ from train.processes import StopRequest, join, leave, stop_requests
 from train.report import FILES, REPORT, write_report
 from train.starting import load, mesh_of, model_config
 from train.step import Objective, init_state, make_eval_step, make_train_step
+from train.watch import DONE, Watch
 
 
 def run(config: TrainConfig) -> int:
@@ -37,19 +38,24 @@ def run(config: TrainConfig) -> int:
         RuntimeError: too many records or steps could not be used.
     """
     join(config.process)
-    trainer = Trainer(config)
-    with stop_requests() as stop, closing(trainer):
+    watch = Watch(config.process.patience)
+    with watch:
+        trainer = Trainer(config, watch)
+    with stop_requests() as stop, closing(trainer), watch:
         status = trainer.train(stop)
+        watch.at(DONE)
         if status == 0:
             trainer.finish()
     leave()
+    watch.close()
     return status
 
 
 class Trainer:
     """What a run holds while it goes on."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, watch: Watch):
+        self.watch = watch
         self.place = Place(config.out)
         self.directory = self.place.local
         self.first = jax.process_index() == 0
@@ -77,6 +83,7 @@ class Trainer:
         self.bad = BadRecords(self.directory, config.data.max_bad, jax.process_index())
         self.place.fetch(self.bad.path.name, *(FILES[:2] if self.first else ()))
         self.place.start()
+        watch.last_words = self.place.copy
         if self.first:
             (self.directory / "run.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         self.metrics = Metrics(self.directory, config.steps, self.step, visible=True, enabled=self.first)
@@ -104,6 +111,7 @@ class Trainer:
                 self.step += 1
                 self._note(step)
                 late.log(self.step, values, step)
+                self.watch.at(self.step)
                 done, status = self.step == config.steps, stop.at(self.step)
                 if not (done or status):
                     upcoming = next(batches)  # made while the devices work on this one
