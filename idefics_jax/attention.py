@@ -1,4 +1,4 @@
-"""Attention behind one interface; the only file that would name platforms."""
+"""Attention as it is written, over any mask and cache; `flash` has the kernel for long rows."""
 
 from collections.abc import Callable
 from typing import NamedTuple

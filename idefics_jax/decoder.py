@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from idefics_jax.attention import Past, attention, attention_weights
 from idefics_jax.cache import Cache, KeyValue, write
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.flash import Segments, fits, flash_attention, segments
 from idefics_jax.layers import (
     Dropout,
     GatedMLP,
@@ -51,14 +52,16 @@ class SelfAttention(nnx.Module):
         self.dropout = Dropout(config.dropout)
 
     def __call__(
-        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None
-    ) -> tuple[Float[Array, "b t d"], KeyValue, Float[Array, "b n t s"]]:
+        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments, past: Past | None
+    ) -> tuple[Float[Array, "b t d"], KeyValue, Float[Array, "b n t s"] | None]:
         """Attends to `x` itself, and to what was read before.
 
         Returns the result, the keys and values of `x` to be cached, and the attention weights (what is not used costs
-        nothing under jit).
+        nothing under jit), which with `Segments` never exist.
         """
         query, key, value = rotate(self.q(x), rope), rotate(self.k(x), rope).swapaxes(1, 2), self.v(x).swapaxes(1, 2)
+        if isinstance(mask, Segments):
+            return self.o(flash_attention(query, key, value, mask)), KeyValue(key.swapaxes(2, 3), value), None
         y = self.o(attention(query, key, value, mask, past, self.dropout))
         return y, KeyValue(key.swapaxes(2, 3), value), attention_weights(query, key, mask, past)
 
@@ -75,7 +78,7 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(mlp_key, embed, config.intermediate_size, config.hidden_act, std=std)
         self.attention_dropout, self.mlp_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
-    def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"], past: Past | None):
+    def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments, past: Past | None):
         """As `SelfAttention.__call__`."""
         with jax.named_scope("self_attention"):
             y, new, weights = self.attention(self.attention_norm(x), rope, mask, past)
@@ -219,7 +222,8 @@ class Decoder(nnx.Module):
         config = self.config
         cache = images if isinstance(images, Cache) else None
         rope = rotary_angles(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
-        mask = causal_mask(valid, segment_ids)
+        flash = cache is None and not output_attentions and not config.dropout and fits(x.shape[1])
+        mask = segments(valid, segment_ids) if flash else causal_mask(valid, segment_ids)
         sees_image = jnp.any(attends, axis=-1)
 
         def layer_body(x, layer, buffers):

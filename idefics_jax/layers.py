@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from idefics_jax.flash import SAVED
 from idefics_jax.sharding import constrain, gathered, spec
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -201,9 +202,11 @@ def rematerialised(function: Callable[..., Any], remat: str) -> Callable[..., An
     return jax.checkpoint(function, policy=REMAT[remat], prevent_cse=False)
 
 
-#: What is kept of a layer for the backward pass, besides its input: nothing, or the results of its matrix products.
+#: What is kept of a layer for the backward pass, besides its input: nothing, the results of the attention kernel (on
+#: TPUs), or those of all matrix products.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 

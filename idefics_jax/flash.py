@@ -1,0 +1,99 @@
+"""Attention whose scores never reach memory: JAX's splash kernel, on TPUs.
+
+For long rows the scores are what plain attention spends its time on: `[heads, t, t]` numbers are written and read again
+several times, in the backward pass too. The kernel makes them block by block, and skips blocks that causality empties.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, CausalMask, MultiHeadMask, make_splash_mha
+from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds as KernelSegments
+from jax.sharding import get_abstract_mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from idefics_jax.sharding import spec
+
+#: What a rematerialisation policy calls the kernel's results: with them the backward pass need not run it again.
+SAVED = "attention"
+LANES = 128  # a row of the TPU's vector registers
+BLOCK = 512  # queries, and keys, at a time; JAX's default of 128 leaves the matrix unit waiting
+
+
+class Segments(NamedTuple):
+    """Who looks at whom in packed rows, before it is made a mask: at itself and what is earlier, of its own segment."""
+
+    ids: Int[Array, "b t"]
+
+
+def platform() -> str:
+    """Where the program that is being traced will run: "cpu", "gpu" or "tpu"."""
+    device = get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def fits(length: int) -> bool:
+    """Whether rows of this length can be attended to by the kernel, on the platform that is traced for."""
+    return platform() == "tpu" and length % LANES == 0
+
+
+def block_size(length: int) -> int:
+    """Queries, and keys, of which scores are made at a time, in rows of this length."""
+    return next(size for size in (BLOCK, 2 * LANES, LANES) if length % size == 0)
+
+
+def segments(valid: Bool[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Segments:
+    """As `masks.causal_mask` has it; padding sees padding, which changes nothing that is real."""
+    ids = valid.astype(jnp.int32)
+    return Segments(ids if segment_ids is None else ids * segment_ids)
+
+
+def flash_attention(
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b n t h"],
+    value: Float[Array, "b n t h"],
+    segments: Segments,
+    interpret: bool = False,
+) -> Float[Array, "b t n h"]:
+    """Causal self-attention within segments, each device over its own rows and heads.
+
+    Args:
+        interpret: run it on any machine, slowly, to test it.
+    """
+    query = (query * query.shape[-1] ** -0.5).swapaxes(1, 2)
+    attend = partial(_attend, interpret=interpret)
+    heads, rows = spec("batch", "heads", None, None), spec("batch", None)
+    if heads is not None:
+        attend = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return attend(query, key, value, segments.ids).swapaxes(1, 2)
+
+
+def _attend(
+    query: Float[Array, "b n t h"],
+    key: Float[Array, "b n t h"],
+    value: Float[Array, "b n t h"],
+    segment_ids: Int[Array, "b t"],
+    interpret: bool,
+) -> Float[Array, "b n t h"]:
+    _, heads, length, _ = query.shape
+    block = block_size(length)
+    kernel = make_splash_mha(
+        mask=MultiHeadMask([CausalMask((length, length))] * heads),
+        block_sizes=BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=KernelSegments(ids, ids)))(
+        query, key, value, segment_ids
+    )
