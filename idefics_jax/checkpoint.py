@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array
 
 from idefics_jax import hf
@@ -22,7 +22,7 @@ from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.paths import AnyPath, PathLike, as_path
 from idefics_jax.progress import bytes_progress
-from idefics_jax.sharding import on_mesh
+from idefics_jax.sharding import on_mesh, shapes_on
 from idefics_jax.stored import Stored, matched, stored_tensors
 from idefics_jax.tensor_files import batches, copy, shard_files, write_index, write_tensors
 
@@ -61,12 +61,8 @@ class Pretrained(nnx.Module):
             stacked: one scanned layer instead of a list of layers: what training wants.
         """
 
-        def make(key):
-            model, dtype = cls(config, key, stacked=stacked), _dtype_by_path(param_dtype)
-            return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype(hf.path_of(path))), model)
-
         with on_mesh(mesh):
-            return jax.jit(make)(key)
+            return jax.jit(_maker(cls, config, param_dtype, stacked))(key)
 
     @classmethod
     def abstract(
@@ -81,16 +77,7 @@ class Pretrained(nnx.Module):
 
         With an abstract mesh this says how 80B lies on a pod, from a machine that has no device of it.
         """
-        with on_mesh(mesh):
-            shapes = jax.eval_shape(lambda: cls(config, jax.random.key(0), stacked=stacked))
-
-        dtype = _dtype_by_path(param_dtype)
-
-        def leaf(path, x):
-            sharding = None if mesh is None else NamedSharding(mesh, x.sharding.spec)
-            return jax.ShapeDtypeStruct(x.shape, dtype(hf.path_of(path)), sharding=sharding)
-
-        return jax.tree_util.tree_map_with_path(leaf, shapes)
+        return shapes_on(mesh, _maker(cls, config, param_dtype, stacked), jax.random.key(0))
 
     @classmethod
     def from_pretrained(
@@ -172,11 +159,14 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     return name
 
 
-def _dtype_by_path(param_dtype: Any) -> Callable[[str], Any]:
-    """A dtype of the weights as a function of their path."""
-    if isinstance(param_dtype, Callable) and not isinstance(param_dtype, type):
-        return param_dtype
-    return lambda path: param_dtype
+def _maker(cls: Any, config: IdeficsConfig, param_dtype: Any, stacked: bool) -> Callable[[Array], Any]:
+    """From a key, a model with random weights in their dtypes; by path where `param_dtype` is a function."""
+    by_path = isinstance(param_dtype, Callable) and not isinstance(param_dtype, type)
+
+    def cast(path: Any, x: Array) -> Array:
+        return x.astype(param_dtype(hf.path_of(path)) if by_path else param_dtype)
+
+    return lambda key: jax.tree_util.tree_map_with_path(cast, cls(config, key, stacked=stacked))
 
 
 def _load(weight: hf.Weight, tensors: Stored, advance) -> Array:

@@ -12,7 +12,16 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh, reshard, use_abstract_mesh
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    get_abstract_mesh,
+    reshard,
+    use_abstract_mesh,
+)
 from jaxtyping import Array
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -50,6 +59,19 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
         grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices)
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def shapes_on(mesh: Mesh | AbstractMesh | None, function: Callable[..., Any], *args: Any) -> Any:
+    """What `function` gives on a mesh, as `jax.ShapeDtypeStruct`s with shardings: nothing is computed or allocated."""
+
+    def placed(x: Any) -> jax.ShapeDtypeStruct:
+        if mesh is None:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype)
+        layout = PartitionSpec() if x.sharding is None else x.sharding.spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, layout))
+
+    with on_mesh(mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh):
+        return jax.tree.map(placed, jax.eval_shape(function, *args))
 
 
 def spec(*logical_axes: str | None) -> PartitionSpec | None:

@@ -1,5 +1,6 @@
 """What a run starts from: the mesh, and the model's weights made or read where they live."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,18 +10,19 @@ from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, make_mesh
 from idefics_jax.lora import add_adapters
+from idefics_jax.sharding import shapes_on
 from train.config import TrainConfig
 from train.trainable import Template, split, trains
 
 
-def mesh_of(config: TrainConfig) -> Mesh | None:
-    """The mesh that the options describe, over all devices; None for a single device.
+def mesh_of(config: TrainConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh that the options describe, over all devices, or those given; None for a single one.
 
     Raises:
         ValueError: it does not use the devices that there are.
     """
     sizes = config.mesh
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, None if devices is None else list(devices))
     return mesh if mesh.size > 1 else None
 
 
@@ -43,14 +45,9 @@ def model_config(config: TrainConfig) -> IdeficsConfig:
 
 def load(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | None) -> tuple[Template, Any, Any]:
     """The model's template, its weights that train and its frozen ones, each made or read where it lives."""
-    chosen = trains(config.trainable, model_config)
-    keys = jax.random.split(jax.random.key(config.seed))
-
-    def dtype(path: str) -> Any:
-        return jnp.float32 if chosen(path) else jnp.dtype(config.frozen_dtype)
-
+    dtype, (key, adapters_key) = _dtypes(config, model_config), jax.random.split(jax.random.key(config.seed))
     if config.random is not None:
-        model = IdeficsForVisionText2Text.from_config(model_config, keys[0], param_dtype=dtype, mesh=mesh, stacked=True)
+        model = IdeficsForVisionText2Text.from_config(model_config, key, param_dtype=dtype, mesh=mesh, stacked=True)
     else:
         assert config.model is not None
         model = IdeficsForVisionText2Text.from_pretrained(
@@ -62,11 +59,34 @@ def load(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | None) ->
             progress=True,
         )
     if config.trainable == "lora":
-        lora = config.lora
-        model = add_adapters(
-            model, keys[1], targets=lora.targets, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout
-        )
-    template, params, frozen = split(model, chosen)
+        model = _adapted(config, model, adapters_key)
+    return _halves(config, model_config, model)
+
+
+def abstract(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | None) -> tuple[Template, Any, Any]:
+    """As `load`, with shapes, dtypes and shardings in place of weights: nothing is read or made."""
+    dtype = _dtypes(config, model_config)
+    model = IdeficsForVisionText2Text.abstract(model_config, param_dtype=dtype, mesh=mesh, stacked=True)
+    if config.trainable == "lora":
+        model = shapes_on(mesh, lambda model: _adapted(config, model, jax.random.key(0)), model)
+    return _halves(config, model_config, model)
+
+
+def _dtypes(config: TrainConfig, model_config: IdeficsConfig) -> Callable[[str], Any]:
+    """The dtype of each weight: float32 where it trains."""
+    chosen = trains(config.trainable, model_config)
+    return lambda path: jnp.float32 if chosen(path) else jnp.dtype(config.frozen_dtype)
+
+
+def _adapted(config: TrainConfig, model: IdeficsForVisionText2Text, key: jax.Array) -> IdeficsForVisionText2Text:
+    lora = config.lora
+    return add_adapters(model, key, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+
+
+def _halves(
+    config: TrainConfig, model_config: IdeficsConfig, model: IdeficsForVisionText2Text
+) -> tuple[Template, Any, Any]:
+    template, params, frozen = split(model, trains(config.trainable, model_config))
     if not params:
         raise ValueError(f"--trainable {config.trainable} finds nothing to train in this model.")
     return template, params, frozen
