@@ -161,7 +161,8 @@ class TrainConfig:
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights that do not train."""
     remat: RematName = "full"
-    """What the backward pass computes again instead of keeping: each layer (full), all but matrix products (dots)."""
+    """What the backward pass computes again instead of keeping: each layer (full), all but attention (attention; on
+    TPUs), all but matrix products (dots)."""
     loss_chunk: int = 256
     """Tokens of a row whose logits exist at a time."""
     z_loss: float = 0.0
@@ -177,6 +178,15 @@ class TrainConfig:
     """Directory to write the finished model to, as Hugging Face files that transformers loads."""
     log_every: int = 1
     """Steps between lines of metrics."""
+    profile: str | None = None
+    """Steps to trace, such as 20:25, from 1; the trace, of process 0's devices, is in the run's profile/, for xprof."""
+    plan: str | None = None
+    """Do not train: compile the step for this pod, such as v5e:16x16, and say whether it fits, how long it takes and
+    what of it takes longest. Needs libtpu (extra tpu), but no TPU."""
+    slices: int = 1
+    """Slices of that shape, with --plan."""
+    plan_search: bool = False
+    """With --plan, try rows per chip, remat and meshes for the ones that use the pod best; each takes minutes."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

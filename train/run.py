@@ -23,6 +23,7 @@ from train.metrics import Metrics
 from train.optimizer import make_optimizer
 from train.place import Place
 from train.processes import StopRequest, join, leave, stop_requests
+from train.profile import Profile
 from train.report import FILES, REPORT, write_report
 from train.starting import load, mesh_of, model_config
 from train.step import Objective, init_state, make_eval_step, make_train_step
@@ -59,6 +60,7 @@ class Trainer:
         self.place = Place(config.out)
         self.directory = self.place.local
         self.first = jax.process_index() == 0
+        self.profile = Profile(config.profile if self.first else None, self.directory)
         self.mesh = mesh_of(config)
         self.layout = make_layout(config, self.mesh)
         self.model_config = model_config(config)
@@ -103,12 +105,14 @@ class Trainer:
         if self.step >= config.steps:
             return 0
         batches = training_batches(config, self.processor, self.layout, self.streams)
-        with on_mesh(self.mesh), self.metrics, closing(batches):
+        with on_mesh(self.mesh), self.metrics, closing(batches), closing(self.profile):
             step = next(batches)
             late = self._late()
             while True:
-                self.state, values = self.train_step(self.state, self.frozen, step.batch)
+                with self.profile.step(self.step + 1):
+                    self.state, values = self.train_step(self.state, self.frozen, step.batch)
                 self.step += 1
+                self.profile.after(self.step, values)
                 self._note(step)
                 late.log(self.step, values, step)
                 self.watch.at(self.step)

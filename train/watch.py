@@ -67,7 +67,7 @@ class Watch(AbstractContextManager):
             # Most likely what the end of another process looks like from here: that one is to be named.
             time.sleep(SILENCE + 5 * BEAT)
         reason = describe(error) if isinstance(error, Exception) else "it was interrupted"
-        self._fail(f"{_name(jax.process_index(), socket.gethostname())} failed: {reason}", [jax.process_index()])
+        self._fail(f"{_name(jax.process_index(), socket.gethostname())} failed: {reason}", [])
 
     def at(self, step: int) -> None:
         """The run has done so many steps; `DONE`: all."""
@@ -113,8 +113,8 @@ class Watch(AbstractContextManager):
         for process, seen in self.seen.items():
             if now - seen.alive > SILENCE:
                 self._fail(
-                    f"{_name(process, seen.host)} has given no sign of life for {SILENCE:.0f} seconds: it was killed or "
-                    f"stopped, or its host is out of reach. It had done {seen.step} steps.",
+                    f"{_name(process, seen.host)} has given no sign of life for {SILENCE:.0f} seconds: it was killed "
+                    f"or stopped, or its host is out of reach. It had done {seen.step} steps.",
                     [process],
                 )
         hangs = max(steps) > 0 and DONE not in steps
@@ -145,7 +145,7 @@ class Watch(AbstractContextManager):
             time.sleep(2 * LAST_WORDS)  # the other thread ends the process
         print(f"train: {text}", file=sys.stderr, flush=True)
         if jax.process_index() in processes:
-            faulthandler.dump_traceback()
+            faulthandler.dump_traceback()  # of one that hangs: where
         writing = threading.Thread(target=self.last_words, daemon=True)
         writing.start()
         writing.join(LAST_WORDS)
