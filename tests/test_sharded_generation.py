@@ -142,8 +142,8 @@ def errors(model, process):
 
 def run_process(coordinator, process, mesh, checkpoint, out):
     jax.distributed.initialize(coordinator, 2, int(process))
-    sizes = [int(size) for size in mesh.split(",")]
-    model = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(*sizes))
+    data, fsdp, tensor = (int(size) for size in mesh.split(","))
+    model = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(data, fsdp, tensor))
     leaves = jax.tree.leaves(model)
     assert not any(leaf.is_fully_addressable for leaf in leaves)
     results = answers(model, int(process)) | errors(model, int(process))

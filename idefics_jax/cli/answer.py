@@ -92,3 +92,13 @@ class Printer:
         if text:
             self._on_first_text()
             print(text, end="", flush=True)
+
+
+class Silent:
+    """A streamer that prints nothing."""
+
+    def put(self, tokens: Any) -> None:
+        """Takes tokens."""
+
+    def end(self) -> None:
+        """No token follows."""

@@ -4,6 +4,8 @@ import argparse
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from idefics_jax.cli.devices import mesh_sizes
+
 DESCRIPTION = "IDEFICS: images and text in, text out."
 EXAMPLES = """
 examples:
@@ -23,8 +25,19 @@ examples:
   The same as chat messages, which need no such care:
     echo '[{"role": "user", "content": [{"type": "image", "path": "a.jpg"},
            {"type": "text", "text": "What is this?"}]}]' | idefics-jax generate --model DIR --messages -
+  On eight devices, each with an eighth of the weights:
+    idefics-jax generate --model DIR --image a.jpg --prompt "User:<image>What is this?" --mesh fsdp=2,tensor=4
   Three different answers, for a program to read:
     idefics-jax generate --model DIR --prompt "User:Hello." --temperature 0.7 --num-return-sequences 3 --json
+
+--mesh says how devices share the model. tensor=N splits every matrix and every head's keys and values over N: the
+fastest way to one answer, and the heads of the model and of its vision tower must be multiples of N. fsdp=N splits the
+weights N times more and the prompts of a batch as well; data=N splits prompts alone, each part with a whole model.
+One of them may be -1, whatever devices are left; those not named are 1.
+
+On a pod, start the same command on every host, with --coordinator auto (a TPU pod's hosts find each other), or with the
+address of the first host, --processes and this host's number, --process. The first host's prompt is the one that is
+answered, and it alone prints.
 
 Compiled programs are kept in the user's cache directory, or in JAX_COMPILATION_CACHE_DIR if that is set;
 JAX_ENABLE_COMPILATION_CACHE=0 keeps none. IDEFICS_JAX_DEBUG=1 shows where an error came from.
@@ -75,6 +88,10 @@ def make_parser() -> argparse.ArgumentParser:
     output.add_argument("--stream", action="store_true", help="print the answer while it is made")
     output.add_argument("--json", action="store_true", help="print JSON: answers, their token ids and why they ended")
     _add_sampling(generate, max_new_tokens=100)
+    hosts = generate.add_argument_group("several hosts", "The same command on each; the first reads and prints.")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help='the first host\'s address; "auto" on a TPU pod')
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="N", help="which of them this is, from 0")
     search = generate.add_argument_group("several answers and beam search")
     search.add_argument("--num-return-sequences", type=int, default=1, metavar="N", help="answers (default 1)")
     search.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams (default 1: no beam search)")
@@ -91,6 +108,12 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=True, metavar="DIR", help="a checkpoint's directory, or its id on the hub")
+    group.add_argument(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="AXIS=N,...",
+        help="spread it over several devices, say fsdp=2,tensor=4; axes: data, fsdp, tensor (default: one device)",
+    )
     group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32", "float16"),

@@ -31,7 +31,7 @@ class Conversation:
         self.processor = IdeficsProcessor.from_pretrained(options.model)
         if not self.processor.end_of_utterance:
             raise ValueError(f"{options.model} was not trained to converse; chat needs an instruct checkpoint.")
-        self.model = load_model(options.model, options.dtype)
+        self.model = load_model(options.model, options.dtype, options.mesh)
         self.rules = choosing(options, self.processor, self.model.config)
         self.images: list[Image.Image] = []  # for the next message
         self.context: Context | None = None

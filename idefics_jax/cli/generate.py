@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from idefics_jax.cli.answer import AnswerText, Printer
+from idefics_jax.cli.answer import AnswerText, Printer, Silent
+from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
@@ -17,16 +18,26 @@ from idefics_jax.progress import activity
 def run(options: argparse.Namespace) -> int:
     """Prints the answers; the prompt is read before the model, so that a mistake in it shows at once.
 
+    Of several processes the first one does; the others only compute.
+
     Raises:
         ValueError, OSError: one sentence on what is wrong.
     """
     _check(options)
+    with joined(options) as prints:
+        _answer(options, prints)
+    return 0
+
+
+def _answer(options: argparse.Namespace, prints: bool) -> None:
     processor = IdeficsProcessor.from_pretrained(options.model)
-    inputs = read_prompt(options, processor)
-    model = load_model(options.model, options.dtype)
+    inputs = read_prompt(options, processor) if prints else {"input_ids": np.zeros((0, 1), np.int32)}
+    model = load_model(options.model, options.dtype, options.mesh)
     rules = choosing(options, processor, model.config)
-    with activity("Generating", visible=sys.stderr.isatty()) as stop_activity:
-        streamer = Printer(processor.tokenizer, options.stop, stop_activity) if options.stream else None
+    with activity("Generating", visible=prints and sys.stderr.isatty()) as stop_activity:
+        streamer = None
+        if options.stream:
+            streamer = Printer(processor.tokenizer, options.stop, stop_activity) if prints else Silent()
         output = model.generate(
             **inputs,
             **rules,
@@ -36,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
             streamer=streamer,
             return_dict_in_generate=True,
         )
-    if options.stream:
-        return 0
+    if options.stream or not prints:
+        return
     answers = [
         make_answer(processor, inputs["input_ids"][0], row, rules["eos_token_id"], options) for row in output.sequences
     ]
@@ -50,7 +61,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
     else:
         print("\n\n".join(answer["text"] for answer in answers))
-    return 0
 
 
 def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dict[str, np.ndarray]:

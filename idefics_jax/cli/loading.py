@@ -32,18 +32,22 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def load_model(path: str, dtype: str | None) -> Any:
-    """The model at `path`, computing in `dtype` or in what suits the checkpoint and the device."""
+def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, int] | None) -> Any:
+    """The model at `path` on a mesh of these sizes or one device, computing in `dtype` or in what suits it and them."""
     import jax
 
     from idefics_jax.model import IdeficsForVisionText2Text
+    from idefics_jax.sharding import make_mesh
 
     keep_compiled_programs()
+    mesh = None if mesh_sizes is None else make_mesh(**mesh_sizes)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
         if IdeficsConfig.from_pretrained(path).dtype != dtype:
             note("Computing in float32, since bfloat16 is slow on a CPU; --dtype bfloat16 takes half the memory.")
-    return IdeficsForVisionText2Text.from_pretrained(path, dtype=dtype or "auto", progress=sys.stderr.isatty())
+    return IdeficsForVisionText2Text.from_pretrained(
+        path, dtype=dtype or "auto", mesh=mesh, progress=sys.stderr.isatty()
+    )
 
 
 def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: IdeficsConfig) -> dict[str, Any]:

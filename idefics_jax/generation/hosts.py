@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, get_mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, get_mesh
 from jaxtyping import Array
 
 from idefics_jax.generation.buckets import bucket
 from idefics_jax.generation.prompts import Prompts
-from idefics_jax.sharding import spec
+from idefics_jax.sharding import row_specs
 
 MESSAGE = 4096  # fewest bytes that are exchanged: messages of a few sizes compile few programs
 PER_PROMPT = ("tokens", "valid", "image_mask")
@@ -38,10 +38,11 @@ class Hosts:
         ValueError: the mesh is over some of the program's processes, not all.
     """
 
-    def __init__(self, mesh: Mesh | None):
-        processes = [] if mesh is None else sorted({device.process_index for device in mesh.devices.flat})
+    def __init__(self, mesh: Mesh | AbstractMesh | None):
+        devices = mesh.devices if isinstance(mesh, Mesh) else np.zeros((0, 1))
+        processes = sorted({device.process_index for device in devices.flat})
         self.several = len(processes) > 1
-        self.apart = self.several and mesh is not None and _own_rows(mesh)
+        self.apart = self.several and _own_rows(devices)
         if self.several and len(processes) < jax.process_count():
             raise ValueError(
                 f"The model is on the devices of processes {processes}, of {jax.process_count()}; "
@@ -81,9 +82,9 @@ class Hosts:
         return _joined(_exchange(message), prompts, self.apart)
 
 
-def _own_rows(mesh: Mesh) -> bool:
+def _own_rows(devices: np.ndarray) -> bool:
     """Whether every row of a batch is on devices of one process alone, and each process has as many."""
-    owners = [{device.process_index for device in row.flat} for row in mesh.devices.reshape(-1, mesh.devices.shape[-1])]
+    owners = [{device.process_index for device in row} for row in devices.reshape(-1, devices.shape[-1])]
     counts = Counter(process for row in owners for process in row)
     return all(len(row) == 1 for row in owners) and len(set(counts.values())) == 1
 
@@ -99,7 +100,7 @@ def _exchange(message: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         ValueError: one of them is an error, which ends the call in all.
     """
     file = io.BytesIO()
-    np.savez(file, **message)
+    np.savez(file, allow_pickle=False, **message)
     sent = np.frombuffer(file.getvalue(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(sent)))
     received = multihost_utils.process_allgather(np.pad(sent, (0, bucket(int(sizes.max()), MESSAGE) - len(sent))))
@@ -177,7 +178,7 @@ def place(array: np.ndarray | np.generic, parts: int = 1) -> Array:
     mesh = get_mesh()
     if mesh.empty:
         return jax.device_put(array)
-    sharding = NamedSharding(mesh, spec("batch") if array.ndim else PartitionSpec())
+    sharding = NamedSharding(mesh, row_specs(array))
     return jax.make_array_from_process_local_data(sharding, array, None if parts > 1 else array.shape)
 
 

@@ -46,9 +46,10 @@ def generate(checkpoint, images, capsys):
 def chat(checkpoint, capsys, monkeypatch):
     """Runs `idefics-jax chat` on lines of input; gives the lines it printed and its remarks."""
 
-    def run(*lines, status=0, model=checkpoint):
+    def run(*lines, status=0, model=checkpoint, mesh=None):
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        code = main(["chat", "--model", str(model), "--max-new-tokens", str(NEW_TOKENS)])
+        where = [] if mesh is None else ["--mesh", mesh]
+        code = main(["chat", "--model", str(model), "--max-new-tokens", str(NEW_TOKENS), *where])
         out, err = capsys.readouterr()
         assert code == status, err
         return out.splitlines(), err

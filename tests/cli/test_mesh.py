@@ -1,0 +1,103 @@
+"""`--mesh` and several processes: the same answers, and what is said of sizes that do not fit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.helpers import NEW_TOKENS, PROMPT, check_sentence
+from tests.train.runs import free_port
+
+
+def test_the_answer_is_the_same_on_a_mesh(generate):
+    assert generate("--mesh", "fsdp=2,tensor=4") == generate()
+
+
+@pytest.mark.slow
+def test_a_conversation_is_the_same_on_a_mesh(chat):
+    lines = ("Hello.", "And now?")
+    assert chat(*lines, mesh="data=-1, tensor=2")[0] == chat(*lines)[0]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("fsdp=2,model=4", "there is no axis 'model'; the axes are data, fsdp, tensor"),
+        ("fsdp", "'fsdp' must be fsdp= and a whole number, or -1 for the rest"),
+        ("fsdp=two", "'fsdp=two' must be fsdp= and a whole number"),
+        ("fsdp=0", "'fsdp=0' must be fsdp= and a whole number"),
+        ("fsdp=2,fsdp=4", "fsdp is given twice"),
+        ("fsdp=-1,tensor=-1", "only one axis can be -1"),
+    ],
+)
+def test_meshes_that_say_nothing(mesh, message, generate, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        generate("--mesh", mesh)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mesh", "fsdp=2,tensor=2"), "data=1, fsdp=2, tensor=2 does not use 8 devices"),
+        (("--process", "0"), "--processes and --process need --coordinator"),
+        (("--coordinator", "localhost:1"), "--coordinator needs --mesh"),
+        (("--mesh", "tensor=-1", "--coordinator", "localhost:1"), "needs --processes and --process"),
+        (
+            ("--mesh", "tensor=-1", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"),
+            "--process is 2; it counts from 0 to 1",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(arguments, message, generate):
+    check_sentence(generate(*arguments, status=1), message)
+
+
+def several(checkpoint, *arguments):
+    """Standard output, standard error and status of two processes of four devices."""
+    command = [Path(sys.executable).parent / "idefics-jax", "generate", "--model", checkpoint, "--prompt", PROMPT]
+    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    processes = [
+        subprocess.Popen(
+            [str(part) for part in (*command, *arguments, *where, "--process", index)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        return [(*process.communicate(timeout=200), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def answer_alone(out):
+    """Without what JAX's connections between processes on CPUs print."""
+    return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [[], ["--stream"]], ids=str)
+def test_of_two_processes_the_first_answers(stream, generate, checkpoint, images):
+    given = [part for path in images for part in ("--image", path)]
+    arguments = [*given, "--max-new-tokens", NEW_TOKENS, "--mesh", "fsdp=2,tensor=4", *stream]
+    (first, err, status), (second, other_err, other_status) = several(checkpoint, *arguments)
+    assert (status, other_status) == (0, 0), err + other_err
+    assert answer_alone(first) == generate()
+    assert answer_alone(second) == ""
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_first_process_ends_both(checkpoint):
+    (_, err, status), (_, _, other_status) = several(checkpoint, *["--image", "missing.jpg"] * 2, "--mesh", "tensor=-1")
+    assert status == 1
+    assert "missing.jpg" in err.splitlines()[-1]
+    assert other_status != 0
