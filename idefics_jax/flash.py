@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, CausalMask, MultiHeadMask, make_splash_mha
-from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds as KernelSegments
 from jax.sharding import get_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int
 
@@ -77,11 +75,14 @@ def _attend(
     segment_ids: Int[Array, "b t"],
     interpret: bool,
 ) -> Float[Array, "b n t h"]:
+    # Takes long to import, and initialises JAX, which several processes have to do together.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     _, heads, length, _ = query.shape
     block = block_size(length)
-    kernel = make_splash_mha(
-        mask=MultiHeadMask([CausalMask((length, length))] * heads),
-        block_sizes=BlockSizes(
+    kernel = splash.make_splash_mha(
+        mask=splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
+        block_sizes=splash.BlockSizes(
             block_q=block,
             block_kv=block,
             block_q_dkv=block,
@@ -94,6 +95,6 @@ def _attend(
         residual_checkpoint_name=SAVED,
         interpret=interpret,
     )
-    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=KernelSegments(ids, ids)))(
+    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(
         query, key, value, segment_ids
     )
