@@ -162,7 +162,7 @@ SHOWN = examples(README) + examples(EXAMPLES) + examples(GENERATE_EXAMPLES) + ex
 
 def test_the_examples_are_found():
     assert len(examples(README)) == 2
-    assert [len(examples(text)) for text in (EXAMPLES, GENERATE_EXAMPLES, CHAT_EXAMPLES)] == [2, 4, 2]
+    assert [len(examples(text)) for text in (EXAMPLES, GENERATE_EXAMPLES, CHAT_EXAMPLES)] == [2, 5, 2]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
