@@ -117,7 +117,7 @@ class Watch(AbstractContextManager):
                     f"or stopped, or its host is out of reach. It had done {seen.step} steps.",
                     [process],
                 )
-        hangs = max(steps) > 0 and DONE not in steps
+        hangs = max(steps) > 1 and DONE not in steps  # the first is compiled, and known to be over after the second
         if hangs and now - max(seen.moved for seen in self.seen.values()) > self.patience:
             behind = [process for process, seen in self.seen.items() if seen.step == min(steps)]
             names = ", ".join(_name(process, self.seen[process].host) for process in behind)

@@ -73,7 +73,10 @@ class Proxy:
     """Passes on what comes to `port`, until it is told to cut."""
 
     def __init__(self, target: int):
-        self.target, self.cut_after, self.passed = target, None, 0
+        self.target, self.passed = target, 0
+        self.cut_after: int | None = None
+        self.times = 0  # that are left
+        self.open: list[socket.socket] = []
         self.lock = threading.Lock()
         self.server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.server.getsockname()[1]
@@ -93,6 +96,7 @@ class Proxy:
                 except OSError:
                     client.close()
                     continue
+                self.open += [client, server]
                 for source, sink, counted in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._pass, args=(source, sink, counted), daemon=True).start()
 
@@ -117,8 +121,12 @@ class Proxy:
             return True
 
     def close(self) -> None:
-        """Takes no more connections."""
+        """Drops all connections, and takes no more."""
+        self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
+        for end in self.open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def _answers(port: int) -> bool:

@@ -96,14 +96,14 @@ def test_one_that_is_killed_or_stopped(number, index, place, start):
 
 def test_one_that_hangs(place, start):
     own = shutil.copytree(place.train, place.directory / "hanging")
-    processes = start("hangs", {3: {"data__train": own}}, process__patience=10)
+    processes = start("hangs", {3: {"data__train": own}}, process__patience=30)
     wait_for_step(place, "hangs", 2, processes)
     for image in own.glob("*.png"):  # whoever opens a pipe that nobody writes to waits for ever
         image.unlink()
         os.mkfifo(image)
     printed = ends(processes)
     for text in printed.values():
-        assert re.search(r"No process has done a step for 10 seconds .*step (\d+) of \d+: Process 3 of 4 on", text), (
+        assert re.search(r"No process has done a step for 30 seconds .*step (\d+) of \d+: Process 3 of 4 on", text), (
             text
         )
     assert "most recent call first" in printed[3], "where it hangs"
