@@ -1,6 +1,7 @@
 """Generation over a mesh: one device's tokens on any mesh, and in two processes that each have prompts of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsPerceiverConfig, IdeficsVisionConfig, make_mesh
+from idefics_jax.generation import decode
 from tests.reference_generation import EOS, config, random_model, random_prompts
 from tests.train.runs import free_port
 
@@ -43,6 +45,11 @@ def checkpoint(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(directory)
     return directory
+
+
+def spread(mesh):
+    """Random weights on a mesh."""
+    return IdeficsForVisionText2Text.from_config(wide_config(), jax.random.key(0), mesh=mesh)
 
 
 class Streamer:
@@ -86,6 +93,27 @@ def test_beams_draws_streams_and_turns_are_the_same_on_every_mesh(sizes, model, 
     ours, theirs = (m.generate(**batch, **NEW, return_dict_in_generate=True).cache for m in (sharded, model))
     expected = model.generate(**turn, **NEW, cache=theirs)
     np.testing.assert_array_equal(sharded.generate(**turn, **NEW, cache=ours), expected)
+
+
+def test_decoding_moves_no_weights_over_tensor_and_no_cache(monkeypatch):
+    """Weights and caches are used where they are: what is gathered are the scores of a device's own rows."""
+    sharded = spread(make_mesh(2, 1, 4))
+    program, moved = decode._decode, []
+
+    def watched(model, images, cache, *arguments, **settings):
+        for buffer in jax.tree.leaves((images, cache.self_attention)):
+            assert buffer.sharding.shard_shape(buffer.shape)[:2] == (buffer.shape[0] // 2, buffer.shape[1] // 4)
+        text = program.lower(model, images, cache, *arguments, **settings).compile().as_text() or ""
+        moved.extend(re.findall(r"= (\w+)\[([\d,]*)\]\S* (all-gather|all-to-all|collective-permute)\(", text))
+        return program(model, images, cache, *arguments, **settings)
+
+    monkeypatch.setattr(decode, "_decode", watched)
+    sharded.generate(**random_prompts(sharded.config, 0, 2), **NEW)
+    vocabulary = sharded.config.vocab_size
+    assert moved
+    for dtype, shape, kind in moved:
+        assert (dtype, kind) == ("f32", "all-gather")
+        assert np.prod([int(size) for size in shape.split(",")]) == vocabulary, f"{kind} of {shape}"
 
 
 # Two processes.

@@ -39,7 +39,7 @@ class Hosts:
     """
 
     def __init__(self, mesh: Mesh | AbstractMesh | None):
-        devices = mesh.devices if isinstance(mesh, Mesh) else np.zeros((0, 1))
+        devices = mesh.devices if isinstance(mesh, Mesh) else np.empty((0, 1), object)
         processes = sorted({device.process_index for device in devices.flat})
         self.several = len(processes) > 1
         self.apart = self.several and _own_rows(devices)
