@@ -109,13 +109,13 @@ class Trainer:
             step = next(batches)
             late = self._late()
             while True:
+                self.watch.at(self.step + 1)
                 with self.profile.step(self.step + 1):
                     self.state, values = self.train_step(self.state, self.frozen, step.batch)
                 self.step += 1
                 self.profile.after(self.step, values)
                 self._note(step)
                 late.log(self.step, values, step)
-                self.watch.at(self.step)
                 done, status = self.step == config.steps, stop.at(self.step)
                 if not (done or status):
                     upcoming = next(batches)  # made while the devices work on this one

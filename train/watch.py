@@ -1,6 +1,6 @@
 """Watches the processes of a run, so that none waits for ever for one that failed, died or hangs.
 
-Every process tells JAX's coordination service, which process 0 serves, that it is alive and which step it has done.
+Every process tells JAX's coordination service, which process 0 serves, that it is alive and which step it is at.
 Process 0 looks at all; whoever fails, or is found to have failed, is named there, and every process prints that and
 ends.
 """
@@ -70,7 +70,7 @@ class Watch(AbstractContextManager):
         self._fail(f"{_name(jax.process_index(), socket.gethostname())} failed: {reason}", [])
 
     def at(self, step: int) -> None:
-        """The run has done so many steps; `DONE`: all."""
+        """This step begins, now that its data are there; `DONE`: all are over."""
         self.step = step
 
     def close(self) -> None:
@@ -114,10 +114,10 @@ class Watch(AbstractContextManager):
             if now - seen.alive > SILENCE:
                 self._fail(
                     f"{_name(process, seen.host)} has given no sign of life for {SILENCE:.0f} seconds: it was killed "
-                    f"or stopped, or its host is out of reach. It had done {seen.step} steps.",
+                    f"or stopped, or its host is out of reach. It was at step {seen.step}.",
                     [process],
                 )
-        hangs = max(steps) > 1 and DONE not in steps  # the first is compiled, and known to be over after the second
+        hangs = max(steps) > 1 and DONE not in steps  # before the second, the first is compiled
         if hangs and now - max(seen.moved for seen in self.seen.values()) > self.patience:
             behind = [process for process, seen in self.seen.items() if seen.step == min(steps)]
             names = ", ".join(_name(process, self.seen[process].host) for process in behind)

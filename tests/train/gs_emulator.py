@@ -50,6 +50,7 @@ def main() -> None:
     for _, handlers in server.HANDLERS:
         for method, handler in handlers.items():
             handlers[method] = ours.get(handler, handler)
+    server.server.HTTPServer = server.server.ThreadingHTTPServer  # one request that never ends holds up no other
     server.create_server("127.0.0.1", int(sys.argv[1]), in_memory=True).run()
 
 

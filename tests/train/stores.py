@@ -70,13 +70,18 @@ def files(kind: str) -> Any:
 
 
 class Proxy:
-    """Passes on what comes to `port`, until it is told to cut."""
+    """Passes on what comes to `port`, until it is told to cut.
+
+    The server hears nothing of a cut, as where a network fails: moto and the emulator take what they have of a request
+    for all of it when a connection is closed, which the real services do not.
+    """
 
     def __init__(self, target: int):
         self.target, self.passed = target, 0
         self.cut_after: int | None = None
         self.times = 0  # that are left
-        self.open: list[socket.socket] = []
+        self.clients: list[socket.socket] = []
+        self.closed = False
         self.lock = threading.Lock()
         self.server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.server.getsockname()[1]
@@ -96,19 +101,22 @@ class Proxy:
                 except OSError:
                     client.close()
                     continue
-                self.open += [client, server]
+                self.clients.append(client)
                 for source, sink, counted in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._pass, args=(source, sink, counted), daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        with closing(source), closing(sink), suppress(OSError):
-            while data := source.recv(4096):
-                if counted and self._cuts(len(data)):
-                    sink.sendall(data[: len(data) // 2])
-                    for end in (source, sink):
-                        end.shutdown(socket.SHUT_RDWR)
-                    return
-                sink.sendall(data)
+        with closing(source):
+            with suppress(OSError):
+                while data := source.recv(4096):
+                    if counted and self._cuts(len(data)):
+                        sink.sendall(data[: len(data) // 2])
+                        source.shutdown(socket.SHUT_RDWR)
+                        return
+                    sink.sendall(data)
+            with suppress(OSError):
+                if not (counted and self.closed):
+                    sink.shutdown(socket.SHUT_RDWR)
 
     def _cuts(self, size: int) -> bool:
         with self.lock:
@@ -122,11 +130,11 @@ class Proxy:
 
     def close(self) -> None:
         """Drops all connections, and takes no more."""
-        self.server.shutdown(socket.SHUT_RDWR)
-        self.server.close()
-        for end in self.open:
+        self.closed = True
+        for end in (self.server, *self.clients):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        self.server.close()
 
 
 def _answers(port: int) -> bool:

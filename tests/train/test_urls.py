@@ -162,9 +162,9 @@ def test_every_kind_of_data_there_is_the_same_as_here(kind, place, tmp_path):
 def test_a_connection_that_is_cut_in_mid_write_is_made_again(served, proxy, place, expected):
     """Whenever so many bytes have been written, the connection is dropped in the middle of a request."""
     kind, port = served
-    proxy.cut(after=150_000, times=12)
+    proxy.cut(after=1_000_000, times=4)
     place.run(f"{kind}://{BUCKET}/cut", **STEPS, **there(kind))
-    assert proxy.times < 6, "it was cut more than six times"
+    assert proxy.times < 2, "it was cut three times or more"
     with pytest.MonkeyPatch.context() as patch:
         reach(patch, kind, port)
         assert losses(kind, "cut") == expected, "bit for bit"
