@@ -1,0 +1,75 @@
+"""Bytes that an operation reads from HBM and writes to it.
+
+A fusion that takes a slice of a large array, as a scanned layer does of the stacked weights, reads the slice only; one
+that updates a slice in place writes the slice only. So what a fusion is made of is followed from its parameters to
+their users, and from its result to what made it.
+"""
+
+from idefics_jax.cost.hlo import Computation, Instruction, Program, shape_bytes
+
+_SLICES = ("dynamic-slice", "slice", "gather")
+_VIEWS = ("bitcast", "reshape")
+
+
+def hbm_bytes(program: Program, owner: Computation, op: Instruction) -> float:
+    """Bytes that `op` of `owner` reads and writes in HBM."""
+    fused = program.computations.get(op.called or "")
+    total = 0.0
+    for number, name in enumerate(op.operands):
+        source = owner.by_name.get(name)
+        size = shape_bytes(source.shape, hbm_only=True) if source else 0
+        if size and fused is not None and number in fused.parameters:
+            size = _read(program, fused, fused.parameters[number].name, size)
+        elif size and number == 0 and op.opcode in _SLICES:
+            size = shape_bytes(op.shape)
+        elif number == 0 and op.opcode == "dynamic-update-slice":
+            size = 0
+        total += size
+    return total + _result_bytes(program, owner, op, fused)
+
+
+def _result_bytes(program: Program, owner: Computation, op: Instruction, fused: Computation | None) -> float:
+    size = shape_bytes(op.shape, hbm_only=True)
+    if not size:
+        return 0
+    if op.opcode == "dynamic-update-slice":
+        return shape_bytes(owner.by_name[op.operands[1]].shape)
+    if fused is None or fused.root is None:
+        return size
+    if fused.root.opcode != "tuple":
+        return min(size, _written(program, fused, fused.root.name, size))
+    results = {name: shape_bytes(fused.by_name[name].shape, hbm_only=True) for name in fused.root.operands}
+    written = (_written(program, fused, name, results[name]) for name in fused.root.operands if results[name])
+    return min(size, sum(written)) if results else size
+
+
+def _read(program: Program, computation: Computation, name: str, size: float) -> float:
+    """Bytes of the value `name`, of `size` bytes, that a fused computation really reads."""
+    total = 0.0
+    for user in computation.users.get(name, ()):
+        fused = program.computations.get(user.called or "")
+        if user.opcode in _SLICES:
+            total += shape_bytes(user.shape) if user.operands[0] == name else 0
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue  # written in place
+        elif user.opcode in _VIEWS:
+            total += _read(program, computation, user.name, size)
+        elif fused is not None:
+            numbers = [number for number, operand in enumerate(user.operands) if operand == name]
+            total += sum(_read(program, fused, fused.parameters[number].name, size) for number in numbers)
+        else:
+            return size
+    return min(total, size)
+
+
+def _written(program: Program, computation: Computation, name: str, size: float) -> float:
+    """Bytes that are written for the result `name`, of `size` bytes, of a fused computation."""
+    made = computation.by_name[name]
+    if made.opcode == "dynamic-update-slice":
+        return shape_bytes(computation.by_name[made.operands[1]].shape)
+    if made.opcode in (*_VIEWS, "copy"):
+        return _written(program, computation, made.operands[0], size)
+    fused = program.computations.get(made.called or "")
+    if fused is not None and fused.root is not None and fused.root.opcode != "tuple":
+        return _written(program, fused, fused.root.name, size)
+    return size
