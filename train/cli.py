@@ -14,8 +14,11 @@ examples:
     python -m train --recipe lora --model HuggingFaceM4/idefics-9b --data.train photos --data.eval held-out \\
       --out runs/photos --export photos-model
   Conversations, all weights, on every host of a v5e-256:
-    python -m train --recipe idefics-instruct --pod v5e-256 --model gs://bucket/idefics-9b --data.train chats.jsonl \\
-      --data.loss-on answers --out /shared/run --process.coordinator auto
+    python -m train --recipe idefics-instruct --pod v5e-256 --model gs://bucket/idefics-9b --data.loss-on answers \\
+      --data.train gs://bucket/chats.jsonl --out gs://bucket/run --process.coordinator auto
+
+  Whether that fits the pod and how fast it would be, from the TPU compiler, on any machine:
+    python -m train --recipe idefics-instruct --pod v5e-256 --random 80b --out runs/chats --plan v5e:16x16
 
 The same command again goes on where the run stopped. Status 0: finished; 75: told to stop (SIGTERM), saved, to be
 started again; 130: the same after Ctrl-C; 1: an error, in one sentence. IDEFICS_JAX_DEBUG=1 shows where it came from.
@@ -56,6 +59,10 @@ def main(arguments: Sequence[str]) -> int:
 
     def run() -> int:
         config = parse(arguments)
+        if config.plan is not None:
+            from train.planning import plan
+
+            return plan(config)
         from train.run import run
 
         return run(config)

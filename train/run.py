@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.compiler import training_options
 from idefics_jax.lora import merge_adapters
 from idefics_jax.paths import as_path
 from idefics_jax.sharding import on_mesh
@@ -76,7 +77,9 @@ class Trainer:
         objective = Objective(self.template, config, self.processor.image_processor, self.processor.image_token_id)
         with on_mesh(self.mesh):
             state = jax.jit(lambda params: init_state(params, self.optimizer, config.ema is not None))(params)
-            self.train_step = jax.jit(make_train_step(objective, self.optimizer), donate_argnums=0)
+            self.train_step = jax.jit(
+                make_train_step(objective, self.optimizer), donate_argnums=0, compiler_options=training_options()
+            )
             self.eval_step = jax.jit(make_eval_step(objective))
         self.checkpoints = Checkpoints(self.place.path, config.checkpoint)
         saved = self.checkpoints.restore(state)

@@ -1,0 +1,108 @@
+"""What `--plan` found, for people (Markdown) and for programs (JSON)."""
+
+from typing import Any
+
+from train.planning.compiling import Plan
+
+GIB = 2**30
+LEFT_OUT = (
+    "Estimates of the TPU compiler, not measurements: they leave out latencies, contention for memory and links, the "
+    "host and the input pipeline; attention kernels are counted at an assumed share of the peak."
+)
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """Numbers by name; seconds, bytes, and shares of 1."""
+    config = plan.config
+    found: dict[str, Any] = {
+        "topology": config.plan,
+        "slices": config.slices,
+        "devices": plan.devices,
+        "trainable": config.trainable,
+        "mesh": {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor},
+        "batch_size": config.batch_size,
+        "accumulation": config.accumulation,
+        "remat": config.remat,
+        "compile_seconds": plan.compile_seconds,
+        "fits": plan.memory is not None and plan.memory.fits,
+        "reason": plan.reason,
+    }
+    if plan.memory is None or plan.cost is None:
+        return found
+    memory, cost = plan.memory, plan.cost
+    tokens = config.batch_size * config.data.sequence_length
+    return found | {
+        "hbm_bytes": {
+            "chip": memory.chip.hbm_bytes,
+            "arguments": memory.arguments,
+            "temporaries": memory.temporaries,
+            "total": memory.total,
+        },
+        "step_seconds": cost.step_seconds,
+        "mfu": cost.mfu(plan.model_flops),
+        "tokens_per_second": tokens / cost.step_seconds,
+        "collective_seconds": cost.collective_seconds,
+        "exposed_collective_seconds": cost.exposed_seconds,
+        "bound": cost.bound,
+        "seconds_by_component": cost.by_component,
+        "seconds_by_category": cost.by_category,
+        "collectives": [each._asdict() for each in cost.collectives],
+        "unpriced": cost.unpriced,
+        "unknown_loops": cost.unknown_loops,
+    }
+
+
+def to_markdown(plan: Plan) -> str:
+    """A table of what matters, the parts of the step, and what the numbers leave out."""
+    config, found = plan.config, to_dict(plan)
+    slices = f"{config.slices} x " if config.slices > 1 else ""
+    lines = [
+        f"# {slices}{config.plan}: {plan.devices} devices",
+        "",
+        f"`{config.trainable}`, {config.batch_size:,} rows of {config.data.sequence_length:,} tokens and "
+        f"{config.data.max_images} images in {config.accumulation} part{'s' * (config.accumulation > 1)}, remat "
+        f"`{config.remat}`; mesh {_mesh(config.mesh, plan.devices)}; compiled in {plan.compile_seconds:.0f} s.",
+        "",
+    ]
+    if plan.memory is None or plan.cost is None:
+        return "\n".join([*lines, f"**It does not fit.** {plan.reason}", ""])
+    memory, cost = plan.memory, plan.cost
+    fits = f"yes, {memory.free / GIB:.2f} GiB free" if memory.fits else f"no, {-memory.free / GIB:.2f} GiB too large"
+    rows = {
+        "fits": fits,
+        "memory of a chip": f"{memory.total / GIB:.2f} of {memory.chip.hbm_bytes / GIB:.2f} GiB: "
+        f"{memory.arguments / GIB:.2f} weights, optimizer state and batch, {memory.temporaries / GIB:.2f} temporaries",
+        "step": f"{cost.step_seconds:.3f} s",
+        "MFU": f"{found['mfu']:.1%}",
+        "tokens": f"{found['tokens_per_second']:,.0f} per second, "
+        f"{found['tokens_per_second'] / plan.devices:,.0f} per chip",
+        "collectives": f"{cost.collective_seconds:.3f} s, of which {cost.exposed_seconds:.3f} s are not hidden",
+        "bound by": cost.bound,
+    }
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    lines += ["| part of the step | seconds | share |", "|---|---|---|"]
+    for name, seconds in sorted(cost.by_component.items(), key=lambda item: -item[1]):
+        lines.append(f"| {name.replace('_', ' ')} | {seconds:.3f} | {seconds / cost.step_seconds:.1%} |")
+    if cost.unpriced or cost.unknown_loops:
+        lines += [
+            "",
+            f"Without an estimate, and counted as nothing: {', '.join([*cost.unpriced, *cost.unknown_loops])}.",
+        ]
+    return "\n".join([*lines, "", LEFT_OUT, ""])
+
+
+def summary(plan: Plan) -> str:
+    """One line: what was tried, and how it went."""
+    config = plan.config
+    tried = f"mesh {_mesh(config.mesh, plan.devices)}, {config.batch_size:,} rows, remat {config.remat}"
+    if plan.memory is None or plan.cost is None or not plan.memory.fits:
+        return f"{tried}: does not fit"
+    return f"{tried}: MFU {plan.cost.mfu(plan.model_flops):.1%}, {plan.memory.total / GIB:.2f} GiB"
+
+
+def _mesh(mesh: Any, devices: int) -> str:
+    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    known = 1
+    for size in sizes.values():
+        known *= max(size, 1)
+    return " x ".join(f"{name} {devices // known if size == -1 else size}" for name, size in sizes.items())
