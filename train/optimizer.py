@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -61,9 +60,3 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     arguments: Any = {name: value for name, value in known.items() if name in takes}
     optimizer: Any = make(learning_rate=schedule(config, steps), **arguments)
     return optimizer if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
-
-
-def count(state: Any) -> jax.Array | int:
-    """How many times the optimizer has changed the weights."""
-    found = optax.tree_utils.tree_get_all_with_path(state, "count")
-    return found[0][1] if found else 0
