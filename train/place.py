@@ -17,6 +17,7 @@ from idefics_jax.paths import AnyPath, as_path
 EVERY = 60.0  # seconds between copies
 
 logger = logging.getLogger(__name__)
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # whatever it logs, with a traceback, it raises too
 
 
 class Place:
