@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from idefics_jax.flash import SAVED
-from idefics_jax.sharding import constrain, gathered, spec
+from idefics_jax.sharding import constrain, looked_up, product, spec
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -87,19 +87,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """`[..., *inputs] -> [..., *outputs]`, in `x`'s dtype."""
-        y = _product(x, self.kernel[...], self.contracted, *self.output_axes)
+        contracted = tuple(range(self.contracted))
+        y = product(x, self.kernel[...].astype(x.dtype), contracted, *self.output_axes)
         if self.lora is not None:
-            low = _product(self.lora.dropout(x), self.lora.a[...], self.contracted, None)
-            y = y + self.lora.scale * _product(low, self.lora.b[...], 1, *self.output_axes)
+            low = product(self.lora.dropout(x), self.lora.a[...].astype(x.dtype), contracted, None)
+            y = y + self.lora.scale * product(low, self.lora.b[...].astype(x.dtype), (0,), *self.output_axes)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
-
-
-def _product(x: Array, kernel: Array, contracted: int, *output_axes: str | None) -> Array:
-    """`x`'s last axes, `contracted` of them, times as many first ones of the kernel."""
-    leading = x.ndim - contracted
-    dimensions = ((tuple(range(leading, x.ndim)), tuple(range(contracted))), ((), ()))
-    layout = spec("batch", *[None] * (leading - 1), *output_axes)
-    return jax.lax.dot_general(x, gathered(kernel.astype(x.dtype)), dimensions, out_sharding=layout)
 
 
 class RMSNorm(nnx.Module):
@@ -270,20 +263,18 @@ class Vocabulary(nnx.Module):
     @jax.named_scope("embedding")
     def embed(self, input_ids: Int[Array, "b t"], dtype: Any) -> Float[Array, "b t d"]:
         """Vectors of token ids, in `dtype`."""
-        layout = spec("batch", None, None)
-        table = gathered(self.table[...])
+        table = self.table[...]
         if self.additional is None:
-            return table.at[input_ids].get(out_sharding=layout).astype(dtype)
-        common = table.at[jnp.minimum(input_ids, len(table) - 1)].get(out_sharding=layout)
-        extra = gathered(self.additional[...]).at[jnp.maximum(input_ids - len(table), 0)].get(out_sharding=layout)
+            return looked_up(table, input_ids).astype(dtype)
+        common = looked_up(table, jnp.minimum(input_ids, len(table) - 1))
+        extra = looked_up(self.additional[...], jnp.maximum(input_ids - len(table), 0))
         return jnp.where((input_ids < len(table))[..., None], common, extra).astype(dtype)
 
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 scores of every token, the additional ones last."""
-        tables = [self.table] if self.additional is None else [self.table, self.additional]
-        scores = [
-            jnp.einsum("btd,vd->btv", x, gathered(table[...].astype(x.dtype)), preferred_element_type=jnp.float32)
-            for table in tables
-        ]
+        tables = (
+            [(self.table, "vocab")] if self.additional is None else [(self.table, "vocab"), (self.additional, None)]
+        )
+        scores = [product(x, table[...].astype(x.dtype), (1,), axis, dtype=jnp.float32) for table, axis in tables]
         return jnp.concatenate([constrain(score, "batch") for score in scores], axis=-1)

@@ -108,6 +108,40 @@ def gathered(weight: Array) -> Array:
     return reshard(weight, PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored)))
 
 
+def stays(weight: Array, moved: int) -> bool:
+    """Whether a weight that `fsdp` splits is used where it is: what moves instead are `moved` numbers, and fewer."""
+    return not get_abstract_mesh().empty and "fsdp" in jax.typeof(weight).sharding.spec and moved < weight.size
+
+
+def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: str | None, dtype: Any = None) -> Array:
+    """`x`'s last axes times the `contracted` ones of a weight, of which the others are then the result's last axes.
+
+    Both the weight and the rows of `x` are split over `fsdp`, so one of them must move: the weight is gathered; or it
+    stays, where `x` and the result are smaller, as in decoding, and those are exchanged.
+    """
+    leading, kept = x.ndim - len(contracted), [axis for axis in range(weight.ndim) if axis not in contracted]
+    dimensions = ((tuple(range(leading, x.ndim)), contracted), ((), ()))
+    between = (None,) * (leading - 1)
+    layout = spec("batch", *between, *output_axes)
+    results = math.prod(x.shape[:leading]) * math.prod(weight.shape[axis] for axis in kept)
+    if not stays(weight, x.size + results):
+        return jax.lax.dot_general(x, gathered(weight), dimensions, preferred_element_type=dtype, out_sharding=layout)
+    stored = jax.typeof(weight).sharding.spec
+    x = reshard(x, PartitionSpec("data", *between, *(stored[axis] for axis in contracted)))
+    there = PartitionSpec("data", *between, *(stored[axis] for axis in kept))
+    y = jax.lax.dot_general(x, weight, dimensions, preferred_element_type=dtype, out_sharding=there)
+    return reshard(y, layout)
+
+
+def looked_up(table: Array, index: Array) -> Array:
+    """Rows `[b, t, d]` of a table `[v, d]`; as in `product`, either the table moves over `fsdp` or the rows do."""
+    layout = spec("batch", None, None)
+    if not stays(table, index.size * table.shape[1]):
+        return gathered(table).at[index].get(out_sharding=layout)
+    there = PartitionSpec("data", None, jax.typeof(table).sharding.spec[1])
+    return reshard(table.at[reshard(index, PartitionSpec("data"))].get(out_sharding=there), layout)
+
+
 def row_specs(tree: Any) -> Any:
     """The partition specs of arrays whose first axis is the batch, and of scalars, which are the same everywhere."""
     return jax.tree.map(lambda x: spec("batch") if x.ndim else spec(), tree)

@@ -32,7 +32,7 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, int] | None = None) -> Any:
+def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, Any] | None = None) -> Any:
     """The model at `path` on a mesh of these sizes or one device, computing in `dtype` or in what suits it and them."""
     import jax
 
