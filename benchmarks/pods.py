@@ -16,7 +16,7 @@ from train.planning.compiling import Plan, make_plan
 GIB = 2**30
 COMMON = "--out plans --data.sequence-length 1024 --data.max-images 4 --optimizer.weight-decay 0.1"
 PROGRAMS = {
-    "9B `full`, v5e-16": "--random 9b --trainable full --plan v5e:4x4 --batch-size 96",
+    "9B `full`, v5e-16": "--random 9b --trainable full --plan v5e:4x4 --batch-size 64",
     "9B `full`, v5p-8": "--random 9b --trainable full --plan v5p:2x2x1 --batch-size 32",
     "9B `full`, v6e-8": "--random 9b --trainable full --plan v6e:2x4 --batch-size 32",
     "80B `full`, v5e-256": "--random 80b --trainable full --plan v5e:16x16 --batch-size 512",
