@@ -9,7 +9,8 @@ The times are estimates: the compiler's own of each operation, held against what
 and of collectives their bytes over the network's bandwidth. The same program and compiler give the same numbers, so
 that commits can be compared; another libtpu gives others. Left out are latencies, what hides behind what beyond the
 compiler's own marks, contention for HBM and links, kernels without an estimate (`Cost.unpriced`), the input pipeline
-and the host. `python -m benchmarks.known_models` shows how far off the estimates are where others measured.
+and the host. `python -m benchmarks.known_models` shows how far off the estimates are where others measured: of three
+models in training, the predicted MFU is 20 % and 8 % below and 2 % above the published one.
 """
 
 from idefics_jax.cost.analyze import analyze as analyze
