@@ -226,6 +226,12 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name, given in rows.items():
         print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in accuracies(questions, given)) + " |")
+    lines = [json.loads(line) for line in (work / "images" / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["seconds"], line["data_seconds"]) for line in lines if "data_seconds" in line]
+    step, data = np.median(steps, axis=0)
+    waited = np.mean([loading > seconds for seconds, loading in steps])
+    print(f"\nA step takes {step * 1000:.0f} ms, its batch is ready after {data * 1000:.1f} ms (medians); ", end="")
+    print(f"in {waited:.0%} of the lines of metrics the batch took longer than the step.")
     print(f"\n{trained.seconds:.0f} s from start to exported model ({blind.seconds:.0f} s without the images) by\n")
     print(f"    {trained.command}\n\nIts report: {work / 'images' / 'report.html'}")
 

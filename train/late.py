@@ -30,8 +30,8 @@ class Late:
         self.metrics, self.config, self.skipped, self.peak_share = metrics, config, skipped, peak_share
         self.rate = schedule(config.optimizer, config.steps)
         self.waiting: tuple[int, dict[str, jax.Array]] | None = None
-        self.counts = np.zeros(3)  # tokens, images and steps since `since`
-        self.timed = np.zeros(3)  # those of them that were over at `until`
+        self.counts = np.zeros(4)  # tokens, images, steps, and seconds of making batches since `since`
+        self.timed = np.zeros(4)  # those of them that were over at `until`
         self.since: float | None = None  # the first step is left out: it compiles
         self.until: float | None = None
 
@@ -46,7 +46,15 @@ class Late:
         rows = step.rows.values()
         tokens = sum(np.count_nonzero(row.segment_ids) for row in rows)
         images = sum(row.image_attention_mask.any(axis=0).sum() for row in rows)
-        self.counts += [tokens, images, 1]
+        self.counts += [tokens, images, 1, 0]
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around the making of the next batch, while the devices work on this one: they wait for it only if it takes
+        longer than a step."""
+        start = time.monotonic()
+        yield
+        self.counts[3] += time.monotonic() - start
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -81,17 +89,17 @@ class Late:
         # The schedule stands still while steps are skipped.
         line["learning_rate"] = float(np.asarray(self.rate(number - 1 - (skipped - int(found["skipped_in_row"] > 0)))))
         line["skipped"] = skipped - self.skipped
-        tokens, images, steps = self.timed.tolist()
+        tokens, images, steps, loading = self.timed.tolist()
         if self.since is not None and self.until is not None and steps:
             seconds = self.until - self.since
             line |= {"tokens_per_second": tokens / seconds, "images_per_second": images / seconds}
-            line["seconds"] = seconds / steps
+            line |= {"seconds": seconds / steps, "data_seconds": loading / steps}
             if self.peak_share is not None:
                 line["mfu"] = self.peak_share * steps / seconds
         self.metrics.log(number, line)
         self.skipped = skipped
         if steps:
-            self.counts, self.timed, self.since = self.counts - self.timed, np.zeros(3), self.until
+            self.counts, self.timed, self.since = self.counts - self.timed, np.zeros(4), self.until
 
 
 def peak_share(config: TrainConfig, model: IdeficsConfig, paths: tuple[str, ...]) -> float | None:

@@ -121,7 +121,8 @@ class Trainer:
                 late.log(self.step, values, step)
                 done, status = self.step == config.steps, stop.at(self.step)
                 if not (done or status):
-                    upcoming = next(batches)  # made while the devices work on this one
+                    with late.loading():
+                        upcoming = next(batches)
                 if done or (config.eval.every and self.step % config.eval.every == 0):
                     with late.away():
                         self._evaluate()
