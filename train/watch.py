@@ -143,7 +143,8 @@ class Watch(AbstractContextManager):
     def _end(self, text: str, processes: list[int]) -> None:
         if not self.ending.acquire(blocking=False):
             time.sleep(2 * LAST_WORDS)  # the other thread ends the process
-        print(f"train: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody may be reading any more, as when a connection of ssh broke
+            print(f"train: {text}", file=sys.stderr, flush=True)
         if jax.process_index() in processes:
             faulthandler.dump_traceback()  # of one that hangs: where
         writing = threading.Thread(target=self.last_words, daemon=True)

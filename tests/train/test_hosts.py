@@ -94,6 +94,18 @@ def test_one_that_is_killed_or_stopped(number, index, place, start):
         assert re.search(rf"train: Process {index} of 4 on \S+ has given no sign of life for 30 seconds", text), text
 
 
+def test_they_end_when_nobody_reads_what_they_print(place, start):
+    processes = start("unread")
+    wait_for_step(place, "unread", 2, processes)
+    for process in processes:
+        process.stderr.close()
+        process.stdout.close()
+        process.stdout = process.stderr = None
+    processes[3].kill()
+    for process in processes[:3]:
+        assert process.wait(timeout=BOUND) == 1
+
+
 def test_one_that_hangs(place, start):
     own = shutil.copytree(place.train, place.directory / "hanging")
     processes = start("hangs", {3: {"data__train": own}}, process__patience=30)
