@@ -162,9 +162,10 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
 def _maker(cls: Any, config: IdeficsConfig, param_dtype: Any, stacked: bool) -> Callable[[Array], Any]:
     """From a key, a model with random weights in their dtypes; by path where `param_dtype` is a function."""
     by_path = isinstance(param_dtype, Callable) and not isinstance(param_dtype, type)
+    dtype: Any = param_dtype if by_path else lambda path: param_dtype
 
     def cast(path: Any, x: Array) -> Array:
-        return x.astype(param_dtype(hf.path_of(path)) if by_path else param_dtype)
+        return x.astype(dtype(hf.path_of(path)))
 
     return lambda key: jax.tree_util.tree_map_with_path(cast, cls(config, key, stacked=stacked))
 

@@ -5,7 +5,7 @@ import jax
 from idefics_jax.cost.chips import DEVICE_KINDS
 
 #: What each is for, by what the compiler predicts of idefics-9b's training step (`python -m benchmarks.pods`).
-_TRAINING = {
+_TRAINING: dict[str, str | bool] = {
     # Weights are gathered whole before a product, while the one before it runs. The default, above a size, multiplies
     # piece by piece as the pieces arrive, which leaves the matrix units half idle.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -14,9 +14,9 @@ _TRAINING = {
 }
 
 #: By the names of `idefics_jax.cost.CHIPS`.
-TRAINING: dict[str, dict[str, str]] = {"v5e": _TRAINING, "v5p": _TRAINING, "v6e": _TRAINING, "tpu7x": {}}
+TRAINING: dict[str, dict[str, str | bool]] = {"v5e": _TRAINING, "v5p": _TRAINING, "v6e": _TRAINING, "tpu7x": {}}
 
 
-def training_options() -> dict[str, str] | None:
+def training_options() -> dict[str, str | bool] | None:
     """For `jax.jit` of a training step, on the devices that there are; None where XLA's defaults do."""
     return TRAINING.get(DEVICE_KINDS.get(jax.devices()[0].device_kind, "")) or None

@@ -95,6 +95,8 @@ def _attend(
         residual_checkpoint_name=SAVED,
         interpret=interpret,
     )
-    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(
-        query, key, value, segment_ids
-    )
+
+    def row(query: Array, key: Array, value: Array, ids: Array) -> Array:
+        return kernel(query, key, value, segment_ids=splash.SegmentIds(ids, ids))  # pyright: ignore[reportReturnType]
+
+    return jax.vmap(row)(query, key, value, segment_ids)

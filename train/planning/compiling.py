@@ -94,7 +94,7 @@ def make_plan(config: TrainConfig) -> Plan:
     return plan._replace(
         compile_seconds=time.monotonic() - start,
         memory=memory(compiled, which),
-        cost=analyze(compiled.as_text(), which, len(devices) // config.slices, kernel_flops=kernel_flops),
+        cost=analyze(compiled.as_text() or "", which, len(devices) // config.slices, kernel_flops=kernel_flops),
     )
 
 
@@ -116,7 +116,7 @@ def batch_shapes(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -
     rows, data = (layout.accumulation, layout.rows), config.data
     tokens, images, size = data.sequence_length, data.max_images, model.vision_config.image_size
 
-    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((*rows, *shape), dtype, sharding=layout.sharding)
 
     return Batch(
