@@ -77,7 +77,8 @@ class Pretrained(nnx.Module):
 
         With an abstract mesh this says how 80B lies on a pod, from a machine that has no device of it.
         """
-        return shapes_on(mesh, _maker(cls, config, param_dtype, stacked), jax.random.key(0))
+        make = _maker(cls, config, param_dtype, stacked)
+        return shapes_on(mesh, lambda: make(jax.random.key(0)))  # no key is made: JAX may not be set up yet
 
     @classmethod
     def from_pretrained(

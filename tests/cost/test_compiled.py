@@ -16,6 +16,7 @@ from idefics_jax.cost import CHIPS, Cost, analyze, chip, memory
 
 pytest.importorskip("libtpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask what TPU this is
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 V5E = CHIPS["v5e"]
 GIB = 2**30

@@ -53,6 +53,7 @@ def pod_devices(topology: str, slices: int) -> list[Any]:
         ValueError: the compiler is not installed, or knows no such pod.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU whose metadata could be asked for
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor one that another process could be using
     # Never kept: JAX could not read programs for absent devices back.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     try:
