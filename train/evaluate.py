@@ -51,7 +51,7 @@ def _full(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def answers(config: TrainConfig, processor: IdeficsProcessor, model: IdeficsForVisionText2Text) -> list[Prediction]:
-    """Greedy answers to the first held-out records."""
+    """Greedy answers to the first held-out records; of several processes the first has them, the others help."""
     asked = [question for question in questions(config.data, processor, config.eval.answers) if question.answer]
     return [prediction for part in _parts(asked) for prediction in _answer(config, processor, model, part)]
 
@@ -65,13 +65,17 @@ def _parts(asked: list[Question]) -> Iterable[list[Question]]:
 def _answer(
     config: TrainConfig, processor: IdeficsProcessor, model: IdeficsForVisionText2Text, part: list[Question]
 ) -> Iterator[Prediction]:
-    inputs = processor([question.prompt for question in part])
+    first = jax.process_index() == 0
+    nothing: dict[str, Any] = {"input_ids": np.zeros((0, 1), np.int32)}
+    inputs = processor([question.prompt for question in part]) if first else nothing
     ends = [processor.tokenizer.eos_token, *([processor.end_of_utterance] if processor.end_of_utterance else [])]
     tokens = model.generate(
         **inputs,
         max_new_tokens=config.eval.max_new_tokens,
         eos_token_id=processor.tokenizer.convert_tokens_to_ids(ends),
     )
+    if not first:
+        return
     new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
     for question, text in zip(part, processor.batch_decode(new, skip_special_tokens=True), strict=True):
         prompt = "".join(item if isinstance(item, Text) else IMAGE_TOKEN for item in question.prompt)

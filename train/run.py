@@ -172,7 +172,7 @@ class Trainer:
             config, self.processor, self.layout, lambda batch: self.eval_step(params, self.frozen, batch)
         )
         values = {"eval_loss": self.eval_loss}
-        if config.eval.answers and jax.process_count() == 1:
+        if config.eval.answers:
             predictions = answers(config, self.processor, self.model())
             if right := [prediction.right for prediction in predictions if prediction.right is not None]:
                 values["eval_exact_match"] = sum(right) / len(right)
