@@ -9,7 +9,7 @@ import pytest
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
 from train.flops import flops_by_part, peak_flops, step_flops
 
-#: /work/shared/idefics_facts.md, section 4.1
+#: Parameters of the published checkpoints, by part
 PARAMETERS = {
     "idefics_9b": {
         "decoder": 6_476_267_520,
