@@ -10,10 +10,10 @@ Each program takes minutes.
 import argparse
 import time
 
+from idefics_jax.cost.chips import GIB
 from train.cli import parse
 from train.planning.compiling import Plan, make_plan
 
-GIB = 2**30
 COMMON = "--out plans --data.sequence-length 1024 --data.max-images 4 --optimizer.weight-decay 0.1"
 PROGRAMS = {
     "9B `full`, v5e-16": "--random 9b --trainable full --plan v5e:4x4 --batch-size 64",

@@ -260,6 +260,12 @@ class Vocabulary(nnx.Module):
             parameter((additional, embed), (None, "embed"), normal(extra, embed**-0.5)) if additional else None
         )
 
+    @property
+    def tables(self) -> list[tuple[Array, str | None]]:
+        """The tables in the order of their ids, and the logical axis of each one's rows."""
+        common: list[tuple[Array, str | None]] = [(self.table[...], "vocab")]
+        return common if self.additional is None else [*common, (self.additional[...], None)]
+
     @jax.named_scope("embedding")
     def embed(self, input_ids: Int[Array, "b t"], dtype: Any) -> Float[Array, "b t d"]:
         """Vectors of token ids, in `dtype`."""
@@ -273,8 +279,5 @@ class Vocabulary(nnx.Module):
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 scores of every token, the additional ones last."""
-        tables = (
-            [(self.table, "vocab")] if self.additional is None else [(self.table, "vocab"), (self.additional, None)]
-        )
-        scores = [product(x, table[...].astype(x.dtype), (1,), axis, dtype=jnp.float32) for table, axis in tables]
+        scores = [product(x, table.astype(x.dtype), (1,), axis, dtype=jnp.float32) for table, axis in self.tables]
         return jnp.concatenate([constrain(score, "batch") for score in scores], axis=-1)

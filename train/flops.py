@@ -9,6 +9,24 @@ from typing import NamedTuple
 
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hf import rules
+from train.config import TrainConfig
+from train.trainable import trains
+
+
+def run_flops(config: TrainConfig, model: IdeficsConfig, paths: tuple[str, ...]) -> float:
+    """FLOPs of one step of a run over all devices, with as many images as its rows can have.
+
+    Args:
+        paths: of the model's weights, adapters included.
+    """
+    chosen, known = trains(config.trainable, model), set(paths)
+    return step_flops(
+        model,
+        rows=config.batch_size,
+        sequence_length=config.data.sequence_length,
+        images=config.batch_size * config.data.max_images,
+        trainable=lambda path: path in known and chosen(path),
+    )
 
 
 class StepFlops(NamedTuple):

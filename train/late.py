@@ -10,10 +10,9 @@ import numpy as np
 from idefics_jax import IdeficsConfig
 from train.batches import Step
 from train.config import TrainConfig
-from train.flops import peak_flops, step_flops
+from train.flops import peak_flops, run_flops
 from train.metrics import Metrics
 from train.optimizer import schedule
-from train.trainable import trains
 
 
 class Late:
@@ -111,12 +110,4 @@ def peak_share(config: TrainConfig, model: IdeficsConfig, paths: tuple[str, ...]
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak is None:
         return None
-    chosen, known = trains(config.trainable, model), set(paths)
-    flops = step_flops(
-        model,
-        rows=config.batch_size,
-        sequence_length=config.data.sequence_length,
-        images=config.batch_size * config.data.max_images,
-        trainable=lambda path: path in known and chosen(path),
-    )
-    return flops / (peak * jax.device_count())
+    return run_flops(config, model, paths) / (peak * jax.device_count())

@@ -39,9 +39,7 @@ def chunked_sums(
     """
     length = hidden.shape[1]
     chunks = next(count for count in range(-(-length // chunk), length + 1) if length % count == 0)
-    tables: list[tuple[Array, str | None]] = [(gathered(vocabulary.table[...].astype(hidden.dtype)), "vocab")]
-    if vocabulary.additional is not None:
-        tables.append((gathered(vocabulary.additional[...].astype(hidden.dtype)), None))
+    tables = [(gathered(table.astype(hidden.dtype)), axis) for table, axis in vocabulary.tables]
 
     @jax.checkpoint
     def body(sums: Sums, part: Any) -> tuple[Sums, None]:

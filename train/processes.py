@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from idefics_jax.cli import devices
 from train.config import ProcessConfig
 
 PREEMPTED = 75  # the exit status of a run that was told to stop and will go on: EX_TEMPFAIL of sysexits.h
@@ -16,22 +17,9 @@ INTERRUPTED = 130
 
 
 def join(config: ProcessConfig) -> None:
-    """Joins the other processes, if there are any.
-
-    Raises:
-        ValueError: the options are not complete.
-        RuntimeError: the coordinator cannot be reached.
-    """
-    if config.coordinator == "auto":
-        jax.distributed.initialize()
-    elif config.coordinator is not None:
-        if config.count is None or config.index is None:
-            raise ValueError("--process.coordinator HOST:PORT needs --process.count and --process.index.")
-        if not 0 <= config.index < config.count:
-            raise ValueError(f"--process.index is {config.index}; it counts from 0 to {config.count - 1}.")
-        jax.distributed.initialize(config.coordinator, config.count, config.index)
-    elif config.count is not None or config.index is not None:
-        raise ValueError("--process.count and --process.index need --process.coordinator.")
+    """Joins the other processes, if there are any; raises as `devices.join`."""
+    names = ("--process.coordinator", "--process.count", "--process.index")
+    devices.join(config.coordinator, config.count, config.index, names)
 
 
 def leave() -> None:

@@ -28,6 +28,35 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return dict.fromkeys(MESH_AXES, 1) | sizes
 
 
+def join(coordinator: str | None, count: int | None, index: int | None, names: tuple[str, str, str]) -> None:
+    """Joins the other processes, if there are any.
+
+    Args:
+        coordinator: HOST:PORT of the first; "auto", where JAX finds out by itself; None: there are no others.
+        count, index: how many there are, and which one this is.
+        names: of the three options.
+
+    Raises:
+        ValueError: the options are not complete.
+        RuntimeError: the coordinator cannot be reached.
+    """
+    where, how_many, which = names
+    if coordinator is None:
+        if count is not None or index is not None:
+            raise ValueError(f"{how_many} and {which} need {where}.")
+        return
+    import jax
+
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    if count is None or index is None:
+        raise ValueError(f"{where} HOST:PORT needs {how_many} and {which}.")
+    if not 0 <= index < count:
+        raise ValueError(f"{which} is {index}; it counts from 0 to {count - 1}.")
+    jax.distributed.initialize(coordinator, count, index)
+
+
 @contextmanager
 def joined(options: argparse.Namespace) -> Iterator[bool]:
     """While it is open, this is one of several processes, if `--coordinator` says so; gives whether it is the first.
@@ -36,23 +65,13 @@ def joined(options: argparse.Namespace) -> Iterator[bool]:
         ValueError: the options are not complete.
         RuntimeError: the coordinator cannot be reached.
     """
-    count, index = options.processes, options.process
+    if options.coordinator is not None and options.mesh is None:
+        raise ValueError("--coordinator needs --mesh, which says how the devices of all processes share the model.")
+    join(options.coordinator, options.processes, options.process, names=("--coordinator", "--processes", "--process"))
     if options.coordinator is None:
-        if count is not None or index is not None:
-            raise ValueError("--processes and --process need --coordinator.")
         yield True
         return
     import jax
 
-    if options.mesh is None:
-        raise ValueError("--coordinator needs --mesh, which says how the devices of all processes share the model.")
-    if options.coordinator == "auto":
-        jax.distributed.initialize()
-    else:
-        if count is None or index is None:
-            raise ValueError("--coordinator HOST:PORT needs --processes and --process.")
-        if not 0 <= index < count:
-            raise ValueError(f"--process is {index}; it counts from 0 to {count - 1}.")
-        jax.distributed.initialize(options.coordinator, count, index)
     yield jax.process_index() == 0
     jax.distributed.shutdown()  # waits for the others; where this one failed it does not, and its end is theirs

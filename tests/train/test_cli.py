@@ -7,18 +7,12 @@ import pytest
 
 from idefics_jax import IdeficsConfig
 from tests.conversion.helpers import ROOT
-from tests.train.runs import Place
 from train import cli
 from train.cli import main, parse
 from train.config import TrainConfig
 from train.recipes import PODS, RECIPES, with_defaults
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("place"))
 
 
 def test_the_authors_recipes():

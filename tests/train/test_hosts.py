@@ -8,17 +8,12 @@ import time
 
 import pytest
 
-from tests.train.runs import Place, free_port
+from tests.train.runs import free_port
 from train.watch import SILENCE
 
 BOUND = SILENCE + 45  # seconds within which all have ended, on a busy machine
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture

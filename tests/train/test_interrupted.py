@@ -9,16 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from tests.train.runs import Place
-
 STEPS = {"steps": 12, "checkpoint__every": 3, "log_every": 1}
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.train.runs import Place, free_port
+from tests.train.runs import free_port
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")

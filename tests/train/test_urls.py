@@ -12,7 +12,6 @@ import datasets
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tests.train.runs import Place
 from tests.train.stores import BUCKET, Proxy, environment, files, store
 from train.data.forms import document_of
 from train.data.images import image_pixels
@@ -22,11 +21,6 @@ from train.data.sources import data_url
 STEPS = {"steps": 8, "checkpoint__every": 2}
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")

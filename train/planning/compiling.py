@@ -12,16 +12,15 @@ from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsImageProcessor
 from idefics_jax.compiler import TRAINING
-from idefics_jax.cost import Chip, Cost, Memory, analyze, chip, memory
+from idefics_jax.cost import Cost, Memory, analyze, chip, memory
 from idefics_jax.cost.kernels import kernel_flops
 from idefics_jax.sharding import on_mesh, shapes_on
 from train.batches import make_layout
 from train.config import TrainConfig
-from train.flops import step_flops
+from train.flops import run_flops
 from train.optimizer import make_optimizer
 from train.starting import abstract, mesh_of, model_config
 from train.step import Batch, Objective, init_state, make_train_step
-from train.trainable import trains
 
 
 class Plan(NamedTuple):
@@ -37,7 +36,6 @@ class Plan(NamedTuple):
     """
 
     config: TrainConfig
-    chip: Chip
     devices: int
     model_flops: float
     compile_seconds: float
@@ -77,15 +75,8 @@ def make_plan(config: TrainConfig) -> Plan:
     which, devices = chip(config.plan), pod_devices(config.plan, config.slices)
     model = model_config(config)
     start = time.monotonic()
-    lowered = lower(config, model, mesh_of(config, devices))
-    flops = step_flops(
-        model,
-        rows=config.batch_size,
-        sequence_length=config.data.sequence_length,
-        images=config.batch_size * config.data.max_images,
-        trainable=trains(config.trainable, model),
-    )
-    plan = Plan(config, which, len(devices), flops / len(devices), 0.0, None, None, None)
+    lowered, paths = lower(config, model, mesh_of(config, devices))
+    plan = Plan(config, len(devices), run_flops(config, model, paths) / len(devices), 0.0, None, None, None)
     try:
         compiled = lowered.compile(compiler_options=TRAINING[which.name])
     except jax.errors.JaxRuntimeError as error:
@@ -99,8 +90,8 @@ def make_plan(config: TrainConfig) -> Plan:
     )
 
 
-def lower(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -> jax.stages.Lowered:
-    """The step of a run with this configuration, ready to be compiled for the mesh's devices."""
+def lower(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
+    """The step of a run with this configuration, ready to be compiled for the mesh's devices; its weights' paths."""
     template, params, frozen = abstract(config, model, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
     # The pixels' mean and the image token's number change nothing here.
@@ -108,7 +99,7 @@ def lower(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -> jax.s
     state = shapes_on(mesh, lambda params: init_state(params, optimizer, config.ema is not None), params)
     step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
     with on_mesh(None if mesh is None else mesh.abstract_mesh):
-        return step.lower(state, frozen, batch_shapes(config, model, mesh))
+        return step.lower(state, frozen, batch_shapes(config, model, mesh)), template.paths
 
 
 def batch_shapes(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -> Batch:

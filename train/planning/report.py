@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from idefics_jax.cost.chips import GIB
 from train.planning.compiling import Plan
 
-GIB = 2**30
 LEFT_OUT = (
     "Estimates of the TPU compiler, not measurements: they leave out latencies, contention for memory and links, the "
     "host and the input pipeline; attention kernels are counted at an assumed share of the peak."
