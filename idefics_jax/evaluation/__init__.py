@@ -1,0 +1,1 @@
+"""Evaluation: tasks, prompts, retrieval, scores and the report."""
