@@ -1,4 +1,16 @@
-"""What is known of one question of an evaluation once it is answered."""
+"""What is known of one question of an evaluation once it is answered, and the form of `summary.json`.
+
+The summary of a run, which `report.write_report` reads too:
+
+    {"task": "vqa", "model": "...", "command": "idefics-jax eval vqa ...", "settings": {"num_beams": 3, ...},
+     "main": "VQA accuracy",
+     "results": [{"shots": 4, "count": 1024, "bad": 0, "truncated": 0,
+                  "scores": {"VQA accuracy": {"value": 55.4, "low": 52.6, "high": 58.1}, ...}}, ...],
+     "problems": {"count": 1, "share": 0.001, "first": ["..."]}}
+
+Scores are percentages, CIDEr-D too, as the published tables have them; `low` and `high` are the ends of the bootstrap
+interval. `scores` is empty where there are no references.
+"""
 
 from typing import Any, NamedTuple
 
