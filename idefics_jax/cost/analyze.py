@@ -39,7 +39,13 @@ KernelFlops = Callable[[Instruction], float | None]
 
 
 def analyze(
-    compiled_text: str, chip: Chip, devices: int, *, kernel_flops: KernelFlops | None = None, top: int = 25
+    compiled_text: str,
+    chip: Chip,
+    devices: int,
+    *,
+    kernel_flops: KernelFlops | None = None,
+    turn: bool = False,
+    top: int = 25,
 ) -> Cost:
     """What a program compiled for TPUs costs, by its text.
 
@@ -49,14 +55,26 @@ def analyze(
         devices: in a slice: the size of a collective's groups where the text does not say.
         kernel_flops: the FLOPs of a Pallas kernel that carries no cost estimate, or None; by default such kernels
             count as nothing and are listed in `Cost.unpriced`.
+        turn: count one turn of the program's loop alone, the one whose length is not known before it runs, such as a
+            step of decoding.
         top: how many of the most expensive operations to name.
 
     Raises:
-        ValueError: the text is no compiled program's.
+        ValueError: the text is no compiled program's, or there is no such loop.
     """
     walk = _Walk(parse(compiled_text), Sums(chip, devices), kernel_flops)
-    walk.run(walk.program.entry, 1, None)
+    for part in _turn(walk.program) if turn else (walk.program.entry,):
+        walk.run(part, 1, None)
     return walk.sums.cost(top)
+
+
+def _turn(program: Program) -> list[str]:
+    """The computations that one turn of the outermost loop of unknown length runs."""
+    entry = program.computations[program.entry]
+    for op in entry.instructions:
+        if op.opcode == "while" and trip_count(program, entry, op) is None:
+            return [part for name in ("body", "condition") if (part := op.attribute(name))]
+    raise ValueError("The program has no loop whose length is not known before it runs.")
 
 
 class _Walk:
@@ -77,24 +95,33 @@ class _Walk:
             around: the component of the loop that it is in.
         """
         now = network_free = 0.0
-        coming: dict[str, tuple[Transfer, float]] = {}
+        coming: dict[str, tuple[Transfer, str, float]] = {}
         owner = self.program.computations[name]
         for op in owner.instructions:
             if op.opcode == "send":
                 if sent := collectives.across_slices(owner, op):
-                    self.sums.collective(op, sent, False, times)
+                    component = self.component(owner, op, around)
+                    self.sums.collective(op, sent, False, component, times)
                     network_free = max(now, network_free) + sent.seconds(self.sums.chip)
-                    coming[collectives.rendezvous(op)] = sent, network_free
+                    coming[collectives.rendezvous(op)] = sent, component, network_free
             elif op.opcode == "recv-done":
                 key = collectives.rendezvous(owner.by_name[op.operands[0]])
                 if key in coming:
-                    sent, arrival = coming.pop(key)
-                    now += self.sums.wait(op, sent, False, arrival - now, times)
+                    sent, component, arrival = coming.pop(key)
+                    now += self.sums.wait(op, sent, False, component, arrival - now, times)
             elif op.opcode not in _FREE:
                 now += self.operation(owner, op, times, around)
-        for sent, arrival in coming.values():  # received by the next run, which can start no sooner than they come
-            now += self.sums.wait(owner.instructions[-1], sent, False, arrival - now, times)
+        for (
+            sent,
+            component,
+            arrival,
+        ) in coming.values():  # received by the next run, which can start no sooner than they come
+            now += self.sums.wait(owner.instructions[-1], sent, False, component, arrival - now, times)
         return now
+
+    def component(self, owner: Computation, op: Instruction, around: str | None) -> str:
+        """What `op` of `owner` is of: what it says, or what it is in."""
+        return component_of(self.program, owner, op) or around or "other"
 
     def operation(self, owner: Computation, op: Instruction, times: float, around: str | None) -> float:
         """Adds `op` of `owner`, which runs so many times; returns the seconds of one run."""
@@ -108,12 +135,13 @@ class _Walk:
             return self.run(op.attribute("to_apply") or "", times, around)
         if op.opcode.removesuffix("-start") in KINDS:
             sent = collectives.transfer(owner, op, self.sums.devices)
-            return self.sums.collective(op, sent, not op.opcode.endswith("-start"), times)
+            synchronous = not op.opcode.endswith("-start")
+            return self.sums.collective(op, sent, synchronous, self.component(owner, op, around), times)
         if op.opcode in _PREFETCHES:
             self.sums.prefetch(arrays(op.shape)[0].bytes, times)
             return 0.0
         if op.opcode.endswith("-start"):
-            return self.offloaded(op, times)
+            return self.offloaded(owner, op, times, around)
         if op.opcode.endswith(("-done", "-update")):
             return 0.0
         if op.opcode == "custom-call":
@@ -130,13 +158,14 @@ class _Walk:
         parts = (op.attribute("body"), op.attribute("condition"))
         return trips * sum(self.run(part, times * trips, around) for part in parts if part)
 
-    def offloaded(self, op: Instruction, times: float) -> float:
+    def offloaded(self, owner: Computation, op: Instruction, times: float, around: str | None) -> float:
         """Adds what runs beside the TensorCore, on a SparseCore; only collectives are priced."""
         called = op.attribute("calls") or op.attribute("to_apply") or ""
         inside = self.program.within(called) if called in self.program.computations else ()
         found = [(place, each) for place, each in inside if each.opcode.removesuffix("-start") in KINDS]
         for place, each in found:
-            self.sums.collective(op, collectives.transfer(place, each, self.sums.devices), False, times)
+            sent = collectives.transfer(place, each, self.sums.devices)
+            self.sums.collective(op, sent, False, self.component(owner, op, around), times)
         if not found:
             kind = _OFFLOAD.search(op.text)
             self.sums.unpriced[f"SparseCore {kind[1].lower()}" if kind else op.opcode] += times
@@ -153,19 +182,19 @@ class _Walk:
             self.sums.unpriced[f"Pallas kernel {_NUMBERED.sub('', op.name)}"] += times
             self.sums.hbm_bytes += times * hbm_bytes(self.program, owner, op)
             return 0.0
-        return self.sums.operation(op, found, component_of(self.program, owner, op) or around or "other", times)
+        return self.sums.operation(op, found, self.component(owner, op, around), times)
 
     def computed(self, owner: Computation, op: Instruction, times: float, around: str | None) -> float:
         """Adds an operation of the TensorCore's, and the collective that a fusion may have in it."""
         waiting, fused = 0.0, collectives.in_fusion(self.program, op, self.sums.devices) if op.called else None
+        component = self.component(owner, op, around)
         if fused is not None and fused.part == "start":
-            return self.sums.collective(op, fused.transfer, False, times)
+            return self.sums.collective(op, fused.transfer, False, component, times)
         if fused is not None and fused.part == "done":
             return 0.0
         if fused is not None and fused.part == "whole":
-            waiting = self.sums.collective(op, fused.transfer, True, times)
+            waiting = self.sums.collective(op, fused.transfer, True, component, times)
             if op.estimated_cycles is None:
                 return waiting
         cost = price(self.program, owner, op, self.sums.chip)
-        component = component_of(self.program, owner, op) or around or "other"
         return waiting + self.sums.operation(op, cost, component, times)

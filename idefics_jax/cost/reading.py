@@ -6,9 +6,10 @@ from idefics_jax.cost.chips import Chip
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind in a step.
+    """All collectives of one kind in a step, of one component of the model.
 
     Attributes:
+        component: one of `components.COMPONENTS`, "other" where the compiler does not say.
         kind: such as "all-gather".
         network: "ICI", within a slice, or "DCN", between slices.
         group: how many devices, or slices, take part in each.
@@ -19,6 +20,7 @@ class Collective(NamedTuple):
         exposed_seconds: of those, the ones in which the device does nothing else.
     """
 
+    component: str
     kind: str
     network: str
     group: int

@@ -14,6 +14,7 @@ from idefics_jax.cost.reading import Collective, Cost, Operation
 class _Kind(NamedTuple):
     """What collectives are added up by."""
 
+    component: str
     kind: str
     network: str
     group: int
@@ -27,6 +28,10 @@ class _Amounts(NamedTuple):
     wire_bytes: float
     seconds: float
     exposed_seconds: float
+
+
+def _kind(transfer: Transfer, synchronous: bool, component: str) -> _Kind:
+    return _Kind(component, transfer.kind, transfer.network, transfer.group, synchronous)
 
 
 def _amounts() -> dict[str, float]:
@@ -60,19 +65,21 @@ class Sums:
         self._add(op, component, price.category, price.limit, times, seconds, mxu)
         return seconds
 
-    def collective(self, op: Instruction, transfer: Transfer, synchronous: bool, times: float) -> float:
+    def collective(self, op: Instruction, transfer: Transfer, synchronous: bool, component: str, times: float) -> float:
         """Adds a collective that runs so many times; returns the seconds that one run keeps the device from working."""
-        kind, seconds = _Kind(transfer.kind, transfer.network, transfer.group, synchronous), transfer.seconds(self.chip)
+        kind, seconds = _kind(transfer, synchronous, component), transfer.seconds(self.chip)
         count, size, total, exposed = self.collectives[kind]
         self.collectives[kind] = _Amounts(
             count + times, size + times * transfer.wire_bytes, total + times * seconds, exposed
         )
-        return self.wait(op, transfer, synchronous, seconds if synchronous else 0.0, times)
+        return self.wait(op, transfer, synchronous, component, seconds if synchronous else 0.0, times)
 
-    def wait(self, op: Instruction, transfer: Transfer, synchronous: bool, seconds: float, times: float) -> float:
+    def wait(
+        self, op: Instruction, transfer: Transfer, synchronous: bool, component: str, seconds: float, times: float
+    ) -> float:
         """Adds seconds in which the device waits for a collective; returns them."""
         if seconds > 0:
-            kind = _Kind(transfer.kind, transfer.network, transfer.group, synchronous)
+            kind = _kind(transfer, synchronous, component)
             before = self.collectives[kind]
             self.collectives[kind] = before._replace(exposed_seconds=before.exposed_seconds + times * seconds)
             self._add(op, "collectives", "collective", "interconnect", times, seconds, None)

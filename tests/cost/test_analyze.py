@@ -125,9 +125,10 @@ def test_bytes_on_the_wire(kind: str, bytes_sent: int):
 
 
 def test_a_synchronous_collective_is_part_of_the_step():
-    cost = read(program(f"  ROOT %r = {MATRIX} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}, to_apply=%add"))
-    assert [(each.kind, each.group, each.synchronous, each.count) for each in cost.collectives] == [
-        ("all-reduce", 4, True, 1)
+    scope = 'metadata={op_name="jit(f)/mlp/psum"}'
+    cost = read(program(f"  ROOT %r = {MATRIX} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}, to_apply=%add, {scope}"))
+    assert [(each.component, each.kind, each.group, each.synchronous, each.count) for each in cost.collectives] == [
+        ("mlp", "all-reduce", 4, True, 1)
     ]
     assert cost.step_seconds == pytest.approx(2 * 3 / 4 * BYTES / (4 * 45e9))
     assert cost.by_component == {"collectives": pytest.approx(cost.step_seconds)}

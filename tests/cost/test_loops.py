@@ -2,6 +2,7 @@
 
 import pytest
 
+from idefics_jax.cost import CHIPS, analyze
 from idefics_jax.cost.hlo import parse
 from idefics_jax.cost.loops import trip_count
 from tests.cost.snippets import SCAN, read
@@ -89,3 +90,12 @@ def test_a_length_that_depends_on_data_is_named_and_counts_once():
     cost = read(text)
     assert cost.unknown_loops == ("while",)
     assert cost.matmul_flops == 2 * 4096**3
+
+
+def test_one_turn_of_a_loop_of_unknown_length_can_be_read_alone():
+    text = SCAN.replace("%bound = s32[]{:T(128)} constant(6)", "%bound = s32[]{:T(128)} rng-bit-generator()")
+    once, whole = (analyze(text, CHIPS["v5e"], 1, turn=turn) for turn in (True, False))
+    assert once.matmul_flops == whole.matmul_flops == 2 * 4096**3
+    assert whole.hbm_bytes - once.hbm_bytes == pytest.approx(2 * 4096**2, abs=1000)  # what comes before the loop
+    with pytest.raises(ValueError, match="no loop"):
+        analyze(SCAN, CHIPS["v5e"], 1, turn=True)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
-from train.flops import flops_by_part, peak_flops, step_flops
+from idefics_jax.cost.flops import flops_by_part
+from train.flops import peak_flops, step_flops
 
 #: Parameters of the published checkpoints, by part
 PARAMETERS = {

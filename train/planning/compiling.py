@@ -1,19 +1,15 @@
 """The very step that a run would make, compiled for a pod on any machine, and what the compiler says of it."""
 
-import math
-import os
-import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsImageProcessor
 from idefics_jax.compiler import TRAINING
-from idefics_jax.cost import Cost, Memory, analyze, chip, memory
-from idefics_jax.cost.kernels import kernel_flops
+from idefics_jax.cost import Cost, Memory, chip
+from idefics_jax.cost.pods import compiled, pod_devices
 from idefics_jax.sharding import on_mesh, shapes_on
 from train.batches import make_layout
 from train.config import TrainConfig
@@ -44,27 +40,6 @@ class Plan(NamedTuple):
     reason: str | None
 
 
-def pod_devices(topology: str, slices: int) -> list[Any]:
-    """The devices of a pod as the TPU compiler knows it, such as "v5e:16x16"; `slices` of them.
-
-    Raises:
-        ValueError: the compiler is not installed, or knows no such pod.
-    """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU whose metadata could be asked for
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor one that another process could be using
-    # Never kept: JAX could not read programs for absent devices back.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
-    try:
-        options = {"num_slices": slices} if slices > 1 else {}
-        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
-    except Exception as error:  # JAX raises several kinds
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--plan {topology}: the TPU compiler does not take it ({reason}). It comes with `pip install .[tpu]`, and "
-            "names are like v5e:16x16, v5p:4x4x4 or v6e:8x8."
-        ) from error
-
-
 def make_plan(config: TrainConfig) -> Plan:
     """Compiles the step for `config.plan`; nothing is read, and no array is made.
 
@@ -74,20 +49,10 @@ def make_plan(config: TrainConfig) -> Plan:
     assert config.plan is not None
     which, devices = chip(config.plan), pod_devices(config.plan, config.slices)
     model = model_config(config)
-    start = time.monotonic()
     lowered, paths = lower(config, model, mesh_of(config, devices))
-    plan = Plan(config, len(devices), run_flops(config, model, paths) / len(devices), 0.0, None, None, None)
-    try:
-        compiled = lowered.compile(compiler_options=TRAINING[which.name])
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return plan._replace(compile_seconds=time.monotonic() - start, reason=too_large(str(error)))
-    return plan._replace(
-        compile_seconds=time.monotonic() - start,
-        memory=memory(compiled, which),
-        cost=analyze(compiled.as_text() or "", which, len(devices) // config.slices, kernel_flops=kernel_flops),
-    )
+    found = compiled(lowered, which, len(devices) // config.slices, TRAINING[which.name])
+    model_flops = run_flops(config, model, paths) / len(devices)
+    return Plan(config, len(devices), model_flops, found.seconds, found.memory, found.cost, found.reason)
 
 
 def lower(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
@@ -119,9 +84,3 @@ def batch_shapes(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -
         image_attention_mask=array(tokens, images, dtype=jnp.int8),
         pixel_values=array(images, size, size, 3, dtype=jnp.uint8),
     )
-
-
-def too_large(message: str) -> str:
-    """The compiler's complaint in plain words: how much the program needs of how much there is."""
-    line = next((line for line in message.splitlines() if "Used" in line or "exceeded" in line.lower()), message)
-    return " ".join(line.split())[:300]

@@ -2,13 +2,9 @@
 
 from typing import Any
 
+from idefics_jax.cost import words
 from idefics_jax.cost.chips import GIB
 from train.planning.compiling import Plan
-
-LEFT_OUT = (
-    "Estimates of the TPU compiler, not measurements: they leave out latencies, contention for memory and links, the "
-    "host and the input pipeline; attention kernels are counted at an assumed share of the peak."
-)
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -67,11 +63,9 @@ def to_markdown(plan: Plan) -> str:
     if plan.memory is None or plan.cost is None:
         return "\n".join([*lines, f"**It does not fit.** {plan.reason}", ""])
     memory, cost = plan.memory, plan.cost
-    fits = f"yes, {memory.free / GIB:.2f} GiB free" if memory.fits else f"no, {-memory.free / GIB:.2f} GiB too large"
     rows = {
-        "fits": fits,
-        "memory of a chip": f"{memory.total / GIB:.2f} of {memory.chip.hbm_bytes / GIB:.2f} GiB: "
-        f"{memory.arguments / GIB:.2f} weights, optimizer state and batch, {memory.temporaries / GIB:.2f} temporaries",
+        "fits": words.fits_in_words(memory.free),
+        "memory of a chip": words.memory_in_words(memory, "weights, optimizer state and batch"),
         "step": f"{cost.step_seconds:.3f} s",
         "MFU": f"{found['mfu']:.1%}",
         "tokens": f"{found['tokens_per_second']:,.0f} per second, "
@@ -79,16 +73,8 @@ def to_markdown(plan: Plan) -> str:
         "collectives": f"{cost.collective_seconds:.3f} s, of which {cost.exposed_seconds:.3f} s are not hidden",
         "bound by": cost.bound,
     }
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
-    lines += ["| part of the step | seconds | share |", "|---|---|---|"]
-    for name, seconds in sorted(cost.by_component.items(), key=lambda item: -item[1]):
-        lines.append(f"| {name.replace('_', ' ')} | {seconds:.3f} | {seconds / cost.step_seconds:.1%} |")
-    if cost.unpriced or cost.unknown_loops:
-        lines += [
-            "",
-            f"Without an estimate, and counted as nothing: {', '.join([*cost.unpriced, *cost.unknown_loops])}.",
-        ]
-    return "\n".join([*lines, "", LEFT_OUT, ""])
+    lines += [*words.numbers(rows), "", *words.components(cost), "", *words.collectives(cost.collectives)]
+    return "\n".join([*lines, *words.without_estimate(cost), "", words.LEFT_OUT, ""])
 
 
 def summary(plan: Plan) -> str:

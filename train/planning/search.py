@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from idefics_jax.cost.pods import pod_devices
 from train.config import RematName, TrainConfig
-from train.planning.compiling import Plan, make_plan, pod_devices
+from train.planning.compiling import Plan, make_plan
 
 REMATS: tuple[RematName, ...] = ("full", "attention", "dots")
 TENSORS = (1, 2, 4, 8)
