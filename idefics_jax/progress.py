@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 COMPILING = "/jax/compilation_cache/compile_requests_use_cache"  # events of `jax.monitoring`
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -23,6 +31,16 @@ def bytes_progress(description: str, total: int, visible: bool) -> Iterator[Call
     with Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+@contextmanager
+def count_progress(description: str, total: int, visible: bool) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with how many more are done; shows how many of all are and the time left, where
+    `visible`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 @contextmanager

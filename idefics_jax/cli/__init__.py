@@ -27,10 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def execute(arguments: Sequence[str]) -> int:
     """What `main` says; everything is written out when it returns."""
     options = make_parser().parse_args(arguments)
+    options.arguments = list(arguments)
 
     def run() -> int:
         if options.command == "generate":
             from idefics_jax.cli.generate import run
+        elif options.command == "eval":
+            from idefics_jax.cli.eval import run
         else:
             from idefics_jax.cli.chat import run
         return run(options)

@@ -5,14 +5,16 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from idefics_jax.cli.devices import mesh_sizes
+from idefics_jax.cli.eval_arguments import EVAL, EVAL_EXAMPLES, add_eval_options
 
 DESCRIPTION = "IDEFICS: images and text in, text out."
 EXAMPLES = """
 examples:
   idefics-jax generate --model DIR --image cat.jpg --prompt "User:<image>What is in this picture?"
   idefics-jax chat --model HuggingFaceM4/idefics-9b-instruct
+  idefics-jax eval classification --model DIR --data pets/test --support pets/train --shots 4,16 --out runs/pets
 
-`idefics-jax generate --help` and `idefics-jax chat --help` say more.
+`idefics-jax generate --help`, `idefics-jax chat --help` and `idefics-jax eval --help` say more.
 """
 GENERATE = "Answers one prompt. Standard output gets the answer and nothing else."
 GENERATE_EXAMPLES = r"""
@@ -68,10 +70,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser: `command` is "generate" or "chat", the rest is as the options are called."""
+    """The parser: `command` is "generate", "chat" or "eval", the rest is as the options are called."""
     parser = Parser(prog="idefics-jax", description=DESCRIPTION, epilog=EXAMPLES, **STYLE)
     parser.add_argument("--version", action="version", version=f"idefics-jax {version('idefics-jax')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,chat}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,chat,eval}")
 
     generate = commands.add_parser("generate", help=GENERATE, description=GENERATE, epilog=GENERATE_EXAMPLES, **STYLE)
     _add_model(generate)
@@ -88,10 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     output.add_argument("--stream", action="store_true", help="print the answer while it is made")
     output.add_argument("--json", action="store_true", help="print JSON: answers, their token ids and why they ended")
     _add_sampling(generate, max_new_tokens=100)
-    hosts = generate.add_argument_group("several hosts", "The same command on each; the first reads and prints.")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help='the first host\'s address; "auto" on a TPU pod')
-    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process", type=int, metavar="N", help="which of them this is, from 0")
+    _add_hosts(generate, "The same command on each; the first reads and prints.")
     search = generate.add_argument_group("several answers and beam search")
     search.add_argument("--num-return-sequences", type=int, default=1, metavar="N", help="answers (default 1)")
     search.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams (default 1: no beam search)")
@@ -102,6 +101,11 @@ def make_parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", help=CHAT, description=CHAT, epilog=CHAT_EXAMPLES, **STYLE)
     _add_model(chat)
     _add_sampling(chat, max_new_tokens=256)
+
+    evaluate = commands.add_parser("eval", help=EVAL, description=EVAL, epilog=EVAL_EXAMPLES, **STYLE)
+    add_eval_options(evaluate)
+    _add_model(evaluate)
+    _add_hosts(evaluate, "The same command on each, which reads its part of the images; the first writes and prints.")
     return parser
 
 
@@ -119,6 +123,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         choices=("bfloat16", "float32", "float16"),
         help="of computation (default: the checkpoint's; on a CPU float32, which is faster there)",
     )
+
+
+def _add_hosts(parser: argparse.ArgumentParser, what_each_does: str) -> None:
+    hosts = parser.add_argument_group("several hosts", what_each_does)
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help='the first host\'s address; "auto" on a TPU pod')
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="N", help="which of them this is, from 0")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:

@@ -1,0 +1,166 @@
+"""What every task's files are read into: examples, and what is wrong with those that are left out."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from idefics_jax.paths import AnyPath, as_path
+
+Id: TypeAlias = int | str
+
+
+class Example(NamedTuple):
+    """One question about images, or an image to describe or to name.
+
+    Attributes:
+        id: unique in its file.
+        images: paths or URLs.
+        question: "" where none is asked.
+        references: annotated answers, captions, or the true class alone; empty where there are none.
+        candidates: the answers to choose from; None where the answer is free.
+        fields: what else a prompt's template may name.
+    """
+
+    id: Id
+    images: tuple[str, ...]
+    question: str
+    references: tuple[str, ...]
+    candidates: tuple[str, ...] | None
+    fields: Mapping[str, str]
+
+    @property
+    def answer(self) -> str:
+        """The most frequent of the references, the first of them where several are: "" without any."""
+        return Counter(self.references).most_common(1)[0][0] if self.references else ""
+
+
+class Problem(NamedTuple):
+    """Why something in the files is not asked, or has no answer that counts.
+
+    Attributes:
+        kind: a few words, the same for all of its kind.
+        id: of the example, as far as it has one.
+        text: a sentence.
+    """
+
+    kind: str
+    id: Id | None
+    text: str
+
+
+class Data(NamedTuple):
+    """What a file was read into.
+
+    Attributes:
+        examples: in the order of the file.
+        problems: what was left out.
+        id_name, answer_name: what the benchmark's server calls them in a file of predictions.
+    """
+
+    examples: list[Example]
+    problems: list[Problem]
+    id_name: str
+    answer_name: str
+
+
+class Malformed(ValueError):
+    """A record that is not what it should be."""
+
+
+def read_json(path: AnyPath) -> Any:
+    """The contents of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+
+
+def read_lines(path: AnyPath) -> Iterator[tuple[int, Any]]:
+    """The objects of a JSONL file with the numbers of their lines from 1; a line that is no object gives None."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            yield number, value if isinstance(value, dict) else None
+
+
+def gather(found: Iterable[Example | Problem], id_name: str, answer_name: str, limit: int | None) -> Data:
+    """Parts examples from problems, up to the `limit` of examples; an id that was there before is a problem."""
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    seen: set[Id] = set()
+    for item in found:
+        if isinstance(item, Problem):
+            problems.append(item)
+        elif item.id in seen:
+            problems.append(Problem("duplicate id", item.id, f"The id {item.id} occurs twice; the second is left out."))
+        else:
+            seen.add(item.id)
+            examples.append(item)
+            if len(examples) == limit:
+                break
+    return Data(examples, problems, id_name, answer_name)
+
+
+def parsed(records: Iterable[Any], read: Callable[[Any], Example | Problem], where: str) -> Iterator[Example | Problem]:
+    """`read` of every record; one that it cannot understand is a problem."""
+    for number, record in enumerate(records):
+        try:
+            yield read(record)
+        except Malformed as error:
+            yield Problem("malformed record", None, f"Record {number} of {where} {error}.")
+
+
+def text_of(record: Any, *names: str) -> Any:
+    """The value of the first of `names` that a record has: text or a whole number.
+
+    Raises:
+        Malformed: it has none of them, or something else there.
+    """
+    if not isinstance(record, dict):
+        raise Malformed("is no object")
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return value
+        if value is not None:
+            raise Malformed(f"has {value!r} as its {name}")
+    raise Malformed(f"has no {' or '.join(names)}")
+
+
+def texts_of(values: Any, name: str) -> tuple[str, ...]:
+    """Annotated answers, given as strings or as objects with `name`; what is not text is left out."""
+    if not isinstance(values, list):
+        raise Malformed(f"has {values!r} where a list of answers belongs")
+    texts = (value.get(name) if isinstance(value, dict) else value for value in values)
+    return tuple(text for text in texts if isinstance(text, str) and text.strip())
+
+
+def image_path(folder: str | None, name: str) -> str:
+    """An image's path in its folder; URLs and absolute paths stay as they are."""
+    if folder is None or "://" in name or Path(name).is_absolute():
+        return name
+    return str(as_path(folder) / name)
+
+
+def without_missing_images(data: Data) -> Data:
+    """The data whose images are there, the others as problems; URLs are only read when they are needed."""
+    kept, missing = [], []
+    for example in data.examples:
+        absent = [image for image in example.images if "://" not in image and not Path(image).is_file()]
+        if absent:
+            missing.append(Problem("missing image", example.id, f"The image {absent[0]} of {example.id} is not there."))
+        else:
+            kept.append(example)
+    return data._replace(examples=kept, problems=[*data.problems, *missing])
