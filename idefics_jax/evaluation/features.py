@@ -55,7 +55,7 @@ def image_features(
             advance(len(rows))
     for row in np.flatnonzero(~kept.any(axis=1)):
         errors.setdefault(paths[row], f"The image {paths[row]} could not be read.")
-    return np.asarray(kept), errors
+    return np.array(kept), errors
 
 
 @jax.jit

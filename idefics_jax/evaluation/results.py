@@ -77,7 +77,7 @@ def _captions(scored: list[tuple[Example, Answer]]) -> tuple[np.ndarray, dict[st
     found = caption_scores([answer.answer or "" for _, answer in scored], [example.references for example, _ in scored])
     metrics: dict[str, Statistic] = {
         "CIDEr-D": _mean(found.cider),
-        "BLEU-4": lambda index: float(found._replace(bleu_statistics=found.bleu_statistics[index]).bleu()),
+        "BLEU-4": found.bleu,
         "ROUGE-L": _mean(found.rouge),
     }
     return np.clip(found.cider / 10, 0, 1), metrics
@@ -96,13 +96,8 @@ def _closed(scored: list[tuple[Example, Answer]], positive: str | None) -> tuple
         margin = likelihoods[:, yes] - likelihoods[:, 1 - yes]
         is_yes = np.array([answer == candidates[yes] for answer in truth])
         if is_yes.any() and not is_yes.all():
-            metrics["ROC AUC"] = lambda index: _auc(margin[index], is_yes[index])
+            metrics["ROC AUC"] = lambda index: roc_auc(margin[index], is_yes[index])
     return right, metrics
-
-
-def _auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Of a resample too: one that has only one class says nothing."""
-    return float(roc_auc(scores, truth)) if truth.any() and not truth.all() else 0.5
 
 
 def predictions(data: Data, answers: Mapping[Id, Answer]) -> list[dict[str, Any]]:
