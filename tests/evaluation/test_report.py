@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -14,38 +13,13 @@ from idefics_jax.evaluation import report_cards
 from idefics_jax.evaluation.records import Record
 from idefics_jax.evaluation.report import write_report
 from idefics_jax.evaluation.report_chart import chart
+from tests.page import Page
 
 EVIL = "<script>alert('x')</script>\" onload=\"alert(1)"
-VOID = {"meta", "img", "path", "circle", "input"}
 
 
-class Page(HTMLParser):
-    """The tags of a page, checked to be closed where they must be, and its text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] not in (["script"], ["style"]):
-            self.text += data
-
-    def find(self, name):
-        return [attributes for tag, attributes in self.tags if tag == name]
+class Report(Page):
+    """The page about an evaluation."""
 
     def cards(self):
         """Each card's scores and marks by place."""
@@ -79,7 +53,7 @@ def summary(records, task="vqa", main="VQA accuracy", **changes):
 def page(folder, records, **changes):
     write_report(folder / "report.html", summary(records, **changes), records)
     html = (folder / "report.html").read_text(encoding="utf-8")
-    return Page(html), html
+    return Report(html), html
 
 
 def test_a_whole_report(tmp_path, photos):

@@ -5,11 +5,11 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from tests.page import Page
 from train import jsonl
 from train.charts import Curve, chart, smoothed, thinned, ticks
 from train.config import DataConfig, TrainConfig
@@ -18,36 +18,10 @@ from train.report import write_report
 
 NAN = math.nan
 EVIL = "<script>alert('x')</script>\" onload=\"alert(1)"
-VOID = {"meta", "img", "path"}
 
 
-class Page(HTMLParser):
-    """The tags of a page, checked to be closed where they must be, and its text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] not in (["script"], ["style"]):
-            self.text += data
-
-    def find(self, name):
-        return [attributes for tag, attributes in self.tags if tag == name]
+class RunPage(Page):
+    """The page about a run."""
 
     def charts(self):
         return {
@@ -58,7 +32,7 @@ class Page(HTMLParser):
 
 def page(directory):
     html = write_report(directory).read_text()
-    return Page(html), html
+    return RunPage(html), html
 
 
 def steps(count, **changes):
