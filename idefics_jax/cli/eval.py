@@ -45,15 +45,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, first: bool) -> int:
-    data = without_missing_images(
-        read_data(options.task, options.data, options.images, options.image_name, options.split, options.limit)
-    )
+    given = read_data(options.task, options.data, options.images, options.image_name, options.split, options.limit)
+    data = without_missing_images(given)
     same = options.support is not None and _support_is_data(options)
     support = _support(options, same)
     processor = IdeficsProcessor.from_pretrained(options.model)
     protocol = make_protocol(options, data, processor)
     _check_shots(options, protocol, support, same)
-    store = Store(Path(options.out), _settings(options, protocol, data, support)) if first else None
+    store = Store(Path(options.out), _settings(options, protocol, given, support)) if first else None
     problems = [*data.problems, *(() if same or support is None else support.problems)]
     asked = len(data.examples) + len(data.problems)
     total = asked + (0 if same or support is None else len(support.examples) + len(support.problems))
@@ -184,8 +183,9 @@ def _answer_all(
 ) -> dict[int, dict[Any, Answer]]:
     """All answers by shots; those that are missing are asked for and kept."""
     from idefics_jax.evaluation.runner import Support, ask, everyone_knows
+    from idefics_jax.evaluation.states import ImageStates
 
-    model = None
+    model = states = None
     examples = [] if support is None else support.examples
     places = {example.id: place for place, example in enumerate(examples)} if same else {}
     shown, query_features = Support(examples, places, None), None
@@ -200,6 +200,7 @@ def _answer_all(
             continue
         if model is None:
             model = load_model(options.model, options.dtype, options.mesh)
+            states = ImageStates(model, processor.image_processor) if options.coordinator is None else None
         if shots and protocol.select == "rices" and query_features is None:
             query_features, features = _features(options, model, processor, data.examples, examples, store)
             shown = shown._replace(features=features)
@@ -212,6 +213,7 @@ def _answer_all(
             shots,
             [example.id for example, is_done in zip(data.examples, done, strict=True) if is_done],
             query_features,
+            states,
         )
         visible = store is not None and sys.stderr.isatty()
         with count_progress(f"{shots} shots", len(done), visible) as advance:
@@ -318,10 +320,7 @@ def _print_table(summary: dict[str, Any]) -> None:
     names = list(dict.fromkeys(name for result in summary["results"] for name in result["scores"]))
     table = Table("shots", "answers", *names)
     for result in summary["results"]:
-        cells = [
-            f"{value['value']:.1f} ({value['low']:.1f} to {value['high']:.1f})"
-            for value in (result["scores"].get(name) for name in names)
-            if value is not None
-        ]
+        scores = [result["scores"].get(name) for name in names]
+        cells = ["" if x is None else f"{x['value']:.1f} ({x['low']:.1f} to {x['high']:.1f})" for x in scores]
         table.add_row(str(result["shots"]), f"{result['count']:,}", *cells)
     Console(file=sys.stdout).print(table)

@@ -45,7 +45,7 @@ def image_features(
             rows = missing[start : start + batch]
             images = read_images(processor, [paths[row] for row in rows])
             errors |= images.errors
-            pixels = np.stack([images.pixels[paths[row]] for row in rows])
+            pixels = np.stack([images.arrays[paths[row]] for row in rows])
             pixels = np.pad(pixels, ((0, batch - len(rows)), *[(0, 0)] * 3))
             pooled = np.asarray(fetch(_pooled(model, place(pixels))), np.float32)[: len(rows)]
             readable = np.array([[paths[row] not in images.errors] for row in rows])

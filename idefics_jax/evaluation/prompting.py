@@ -126,15 +126,15 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-class Pixels(NamedTuple):
-    """Images read: `pixels` by path, `[size, size, 3]` float32, and what was wrong with the others."""
+class Images(NamedTuple):
+    """Images that were read: an array for each path, and what was wrong with some."""
 
-    pixels: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     errors: dict[str, str]
 
 
-def read_images(processor: IdeficsImageProcessor, paths: Sequence[str]) -> Pixels:
-    """Reads each image once, in threads; one that cannot be read is black, and its error is told."""
+def read_images(processor: IdeficsImageProcessor, paths: Sequence[str]) -> Images:
+    """Reads the pixels `[size, size, 3]` float32 of each image once, in threads; one that cannot be read is black."""
     unique = list(dict.fromkeys(paths))
 
     def read(path: str) -> np.ndarray | str:
@@ -145,18 +145,26 @@ def read_images(processor: IdeficsImageProcessor, paths: Sequence[str]) -> Pixel
 
     with ThreadPoolExecutor(max(1, min(len(unique), os.cpu_count() or 1))) as pool:
         found = dict(zip(unique, pool.map(read, unique), strict=True))
-    size = processor.image_size
-    return Pixels(
-        {path: np.zeros((size, size, 3), np.float32) if isinstance(x, str) else x for path, x in found.items()},
+    black = np.zeros((processor.image_size, processor.image_size, 3), np.float32)
+    return Images(
+        {path: black if isinstance(x, str) else x for path, x in found.items()},
         {path: x for path, x in found.items() if isinstance(x, str)},
     )
 
 
 def batch_inputs(
-    processor: IdeficsProcessor, prompts: Sequence[Prompt], images: dict[str, np.ndarray]
+    processor: IdeficsProcessor,
+    prompts: Sequence[Prompt],
+    images: dict[str, np.ndarray],
+    images_are: str = "pixel_values",
 ) -> dict[str, Any]:
-    """The inputs of `model.generate` for prompts: `input_ids` and `attention_mask` `[b, t]`, padded on the left,
-    `pixel_values` `[b, i, size, size, 3]` and `image_attention_mask` `[b, t, i]`, without images if there are none."""
+    """The inputs of `model.generate` for prompts: `input_ids` and `attention_mask` `[b, t]`, padded on the left, the
+    images `[b, i, ...]` and `image_attention_mask` `[b, t, i]`; without the last two if there are no images.
+
+    Args:
+        images: each one's pixels or states, by its path.
+        images_are: the argument that takes them.
+    """
     tokenizer = processor.tokenizer
     columns = max((len(prompt.tokens) for prompt in prompts), default=1)
     ids = np.full((len(prompts), columns), tokenizer.pad_token_id, np.int32)
@@ -168,10 +176,10 @@ def batch_inputs(
     count = max((len(prompt.images) for prompt in prompts), default=0)
     if not count:
         return inputs
-    shape = next(iter(images.values())).shape
-    pixels = np.zeros((len(prompts), count, *shape), np.float32)
+    like = next(iter(images.values()))
+    arrays = np.zeros((len(prompts), count, *like.shape), like.dtype)
     for row, prompt in enumerate(prompts):
         for place, path in enumerate(prompt.images):
-            pixels[row, place] = images[path]
+            arrays[row, place] = images[path]
     mask = image_mask(ids, processor.image_token_id, tokenizer.eos_token_id, count)
-    return inputs | {"pixel_values": pixels, "image_attention_mask": mask}
+    return inputs | {images_are: arrays, "image_attention_mask": mask}

@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from idefics_jax.evaluation import shots as selection
 from idefics_jax.evaluation.examples import Example, Id
-from idefics_jax.evaluation.prompting import Prompt, Shot, batch_inputs, make_prompt, read_images
+from idefics_jax.evaluation.prompting import Images, Prompt, Shot, batch_inputs, make_prompt, read_images
 from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
 from idefics_jax.evaluation.scoring import log_likelihoods
+from idefics_jax.evaluation.states import ImageStates
 from idefics_jax.evaluation.store import Answer
 from idefics_jax.processor import IdeficsProcessor
 
@@ -40,15 +41,13 @@ class Batch(NamedTuple):
 
     Attributes:
         queries, prompts: of all processes.
-        inputs: the model's, of the rows of this process.
-        errors: what was wrong with a row's images, by its place among `queries`; of this process's rows.
+        pixels: of the images in this process's rows that are not kept.
         failed: answers of queries that have no prompt.
     """
 
     queries: list[Example]
     prompts: list[Prompt]
-    inputs: dict[str, Any]
-    errors: dict[int, str]
+    pixels: Images
     failed: list[Answer]
 
 
@@ -61,6 +60,7 @@ def ask(
     shots: int,
     done: Iterable[Id],
     query_features: Mapping[Id, Float[np.ndarray, "d"]] | None = None,
+    states: ImageStates | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers to the queries that are not `done`, a batch at a time.
 
@@ -72,13 +72,14 @@ def ask(
         queries: examples with different ids.
         shots: support examples to show in each prompt.
         query_features: each query's vector, for RICES.
+        states: keeps what was read of images; None, as where there are several processes, reads them every time.
     """
     answered = set(done)
-    plan = _planned(model, processor, protocol, queries, support, shots, answered, query_features)
+    plan = _planned(model, processor, protocol, queries, support, shots, answered, query_features, states)
     for batch in _ahead(plan):
         answers = list(batch.failed)
         if batch.queries:
-            answers += _answered(model, processor, protocol, batch)
+            answers += _answered(model, processor, protocol, batch, states)
         yield [answer for answer in answers if answer.id not in answered]
 
 
@@ -91,6 +92,7 @@ def _planned(
     shots: int,
     done: set[Id],
     query_features: Mapping[Id, Float[np.ndarray, "d"]] | None,
+    states: ImageStates | None,
 ) -> Iterator[Batch]:
     size = protocol.batch_size
     text_only = shots == 0 and protocol.zero_shot == "text-only"
@@ -121,11 +123,14 @@ def _planned(
                 made.append((query, prompt))
         made.sort(key=lambda pair: len(pair[1].tokens))
         if any(answer.id not in done for answer in failed):
-            yield Batch([], [], {}, {}, failed)
+            yield Batch([], [], Images({}, {}), failed)
         for first in range(0, len(made), size):
             part = made[first : first + size]
             if not all(query.id in done for query, _ in part):
-                yield _read(processor, [query for query, _ in part], [prompt for _, prompt in part])
+                prompts = [prompt for _, prompt in part]
+                paths = _paths(prompts[own_rows(len(part), jax.process_index())])
+                unread = paths if states is None else states.missing(paths)
+                yield Batch([query for query, _ in part], prompts, read_images(processor.image_processor, unread), [])
 
 
 def _shots(
@@ -149,18 +154,8 @@ def _shots(
     return [selection.shown(support.examples[index], protocol.task, random) for index in chosen]
 
 
-def _read(processor: IdeficsProcessor, queries: list[Example], prompts: list[Prompt]) -> Batch:
-    """The batch with the images of this process's rows."""
-    rows = own_rows(len(prompts), jax.process_index())
-    own = prompts[rows]
-    images = read_images(processor.image_processor, [path for prompt in own for path in prompt.images])
-    errors = {
-        row: images.errors[path]
-        for row, prompt in enumerate(own, rows.start)
-        for path in prompt.images
-        if path in images.errors
-    }
-    return Batch(queries, prompts, batch_inputs(processor, own, images.pixels), errors, [])
+def _paths(prompts: Sequence[Prompt]) -> list[str]:
+    return [path for prompt in prompts for path in prompt.images]
 
 
 def own_rows(count: int, process: int) -> slice:
@@ -169,11 +164,17 @@ def own_rows(count: int, process: int) -> slice:
     return slice(min(count, share * process), min(count, share * (process + 1)))
 
 
-def _answered(model: Any, processor: IdeficsProcessor, protocol: Protocol, batch: Batch) -> list[Answer]:
-    closed = batch.queries[0].candidates is not None
+def _answered(
+    model: Any, processor: IdeficsProcessor, protocol: Protocol, batch: Batch, states: ImageStates | None
+) -> list[Answer]:
+    rows = own_rows(len(batch.prompts), jax.process_index())
+    own = batch.prompts[rows]
+    images = batch.pixels if states is None else states.read(_paths(own), batch.pixels)
+    images_are = "pixel_values" if states is None else states.images_are
+    inputs = batch_inputs(processor, own, images.arrays, images_are)
     found: list[tuple[str, tuple[float, ...] | None]] = []
-    if closed:
-        sums = log_likelihoods(model, batch.inputs, batch.prompts)
+    if batch.queries[0].candidates is not None:
+        sums = log_likelihoods(model, inputs, batch.prompts)
         for query, prompt, scores in zip(batch.queries, batch.prompts, sums, strict=True):
             assert query.candidates is not None
             assert prompt.candidates is not None
@@ -181,9 +182,9 @@ def _answered(model: Any, processor: IdeficsProcessor, protocol: Protocol, batch
                 scores = scores / [len(tokens) for tokens in prompt.candidates]
             found.append((query.candidates[int(np.argmax(scores))], tuple(map(float, scores))))
     else:
-        tokens = _generated(model, processor, protocol, batch)
+        tokens = _generated(model, processor, protocol, inputs, len(batch.queries))
         found = [(free_answer(processor, row, protocol.template.stop_words), None) for row in tokens]
-    unreadable = _unreadable(batch)
+    unreadable = _unreadable(batch.prompts, images.errors)
     return [
         Answer(query.id, None, None, prompt.shots, prompt.truncated, ("unreadable image", unreadable[row]))
         if row in unreadable
@@ -192,8 +193,10 @@ def _answered(model: Any, processor: IdeficsProcessor, protocol: Protocol, batch
     ]
 
 
-def _generated(model: Any, processor: IdeficsProcessor, protocol: Protocol, batch: Batch) -> list[np.ndarray]:
-    """The new tokens of each row of the batch, those of all processes."""
+def _generated(
+    model: Any, processor: IdeficsProcessor, protocol: Protocol, inputs: dict[str, Any], count: int
+) -> list[np.ndarray]:
+    """The new tokens of each of the batch's `count` rows, those of all processes."""
     rules = {
         "max_new_tokens": protocol.max_new_tokens,
         "num_beams": protocol.num_beams,
@@ -201,22 +204,22 @@ def _generated(model: Any, processor: IdeficsProcessor, protocol: Protocol, batc
     }
     if protocol.num_beams > 1:
         rules |= {"length_penalty": protocol.length_penalty, "early_stopping": protocol.early_stopping}
-    tokens = np.asarray(model.generate(**batch.inputs, **rules))[:, batch.inputs["input_ids"].shape[1] :]
-    share = own_rows(len(batch.queries), 0).stop
+    tokens = np.asarray(model.generate(**inputs, **rules))[:, inputs["input_ids"].shape[1] :]
+    share = own_rows(count, 0).stop
     room = (share - len(tokens), protocol.max_new_tokens - tokens.shape[1])
     tokens = np.pad(tokens, ((0, room[0]), (0, room[1])), constant_values=processor.tokenizer.eos_token_id)
-    return list(_everyones(tokens)[: len(batch.queries)])
+    return list(_everyones(tokens)[:count])
 
 
-def _unreadable(batch: Batch) -> dict[int, str]:
+def _unreadable(prompts: list[Prompt], errors: dict[str, str]) -> dict[int, str]:
     """What was wrong with images, by the row; of other processes' rows, that something was."""
+    bad = {row: [path for path in prompt.images if path in errors] for row, prompt in enumerate(prompts)}
+    told = {row: errors[paths[0]] for row, paths in bad.items() if paths}
     if jax.process_count() == 1:
-        return batch.errors
-    flags = np.zeros(len(batch.queries), bool)
-    flags[list(batch.errors)] = True
-    rows = np.flatnonzero(_everyones(flags[None]).any(axis=0))
+        return told
+    rows = np.flatnonzero(_everyones(np.isin(np.arange(len(prompts)), list(told))[None]).any(axis=0))
     text = "An image of its prompt cannot be read in another process: {}."
-    return {int(row): batch.errors.get(int(row), text.format(", ".join(batch.prompts[row].images))) for row in rows}
+    return {int(row): told.get(int(row), text.format(", ".join(prompts[row].images))) for row in rows}
 
 
 def everyone_knows(flags: list[bool]) -> list[bool]:

@@ -27,6 +27,7 @@ from idefics_jax.generation.run import read
 from idefics_jax.sharding import constrain, mesh_of, on_mesh_of, per_shard, spec
 
 PACKED = 256  # tokens of candidates that one call reads for each prompt, as long as each has no more
+IMAGES_ARE = ("pixel_values", "image_encoder_embeddings", "perceiver_embeddings")
 CANDIDATES = 8  # fewest candidates that programs are compiled for
 
 
@@ -72,7 +73,7 @@ def log_likelihoods(model: Any, inputs: dict[str, Any], prompts: list[Prompt]) -
             None,
             inputs.get("image_attention_mask"),
             may_be_none=hosts.several,
-            pixel_values=inputs.get("pixel_values"),
+            **{name: inputs[name] for name in IMAGES_ARE if name in inputs},
         )
     shared = hosts.share(given, ["log_likelihoods"])
     candidates = [prompt.candidates or () for prompt in prompts]

@@ -44,7 +44,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         wanted = json.loads(json.dumps(settings))
         path = folder / RUN
-        if path.is_file():
+        answered = any(file.stat().st_size for file in folder.glob("answers-*.jsonl"))
+        if answered and path.is_file():
             try:
                 begun = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
@@ -55,7 +56,7 @@ class Store:
                         f"{folder} holds a run with {name} {_shown(begun.get(name))}, and this one has "
                         f"{_shown(wanted.get(name))}; name another --out."
                     )
-        elif any(folder.glob("answers-*.jsonl")):
+        elif answered:
             raise ValueError(f"{folder} holds answers but no {RUN}; name another --out.")
         else:
             write_json(path, wanted)

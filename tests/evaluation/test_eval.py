@@ -396,7 +396,7 @@ def test_much_that_is_missing_ends_the_run_before_it_begins(evaluate, files, tmp
         (("--example", "<image>{question}"), "must name {answer} once"),
         (("--data", "missing.json", "x"), "missing.json cannot be read: No such file"),
         (("--data", "a", "b", "c", "no support"), "vqa reads the questions and their annotations, and 3 were given"),
-        (("--model", "nowhere/at-all"), "nowhere/at-all is not a directory"),
+        (("--model", "nowhere/at/all"), "nowhere/at/all is not a directory"),
     ],
 )
 def test_what_does_not_fit(arguments, message, evaluate):

@@ -28,7 +28,7 @@ def prompt(processor, query, shots=(), template=TEMPLATE, **changes):
 def inputs_of(processor, prompts):
     images = read_images(processor.image_processor, [path for one in prompts for path in one.images])
     assert not images.errors
-    return batch_inputs(processor, prompts, images.pixels)
+    return batch_inputs(processor, prompts, images.arrays)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def full_rows(processor, one, length=128):
         row[0, : len(one.tokens) + len(tokens)] = one.tokens + tokens
         pixels = np.zeros((1, 4, 28, 28, 3), np.float32)
         for place, path in enumerate(one.images):
-            pixels[0, place] = images.pixels[path]
+            pixels[0, place] = images.arrays[path]
         mask = image_mask(row, processor.image_token_id, processor.tokenizer.eos_token_id, 4)
         valid = (np.arange(length) < len(one.tokens) + len(tokens))[None].astype(np.int32)
         places = slice(len(one.tokens), len(one.tokens) + len(tokens))
