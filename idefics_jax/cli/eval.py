@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,16 @@ def _settings(options: argparse.Namespace, protocol: Protocol, data: Data, suppo
     prefix, example, stop = protocol.template
     chosen |= {"prefix": prefix, "example": example, "stop": stop, "bad_word": protocol.bad_words}
     settings = {"task" if name == "task" else f"--{name.replace('_', '-')}": value for name, value in chosen.items()}
-    settings["the contents of --data"] = _digest([data.examples, sorted(protocol.names.items())])
+    settings["the contents of --data"] = _digest([*data.examples, *sorted(protocol.names.items())])
     settings["the contents of --support"] = None if support is None else _digest(support.examples)
     return settings
 
 
-def _digest(content: Any) -> int:
-    return zlib.crc32(repr(content).encode(errors="replace"))
+def _digest(content: Iterable[Any]) -> int:
+    digest = 0
+    for part in content:
+        digest = zlib.crc32(repr(part).encode(errors="replace"), digest)
+    return digest
 
 
 def _too_many(options: argparse.Namespace, problems: list[Problem], total: int) -> str:

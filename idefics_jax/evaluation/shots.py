@@ -33,8 +33,8 @@ def nearest(
     similarity = support @ query
     if left_out is not None:
         similarity[left_out] = -np.inf
-    order = np.argsort(-similarity, kind="stable")[:count]
-    return [int(index) for index in order[::-1]]
+    most = np.argpartition(-similarity, count - 1)[:count]
+    return [int(index) for index in most[np.lexsort((-most, similarity[most]))]]
 
 
 def shown(example: Example, task: str, random: np.random.Generator) -> Shot:

@@ -128,7 +128,7 @@ def read_captions(file: str, folder: str, image_name: str | None, split: str | N
         records = chosen
 
     def image(record: Any) -> Example | Problem:
-        id = text_of(record, "id", "image_id", "imgid")
+        id = text_of(record, "id", "image_id", "cocoid", "imgid")
         references = tuple(captions.pop(id, ()))
         if "sentences" in record:
             references = texts_of(record["sentences"], "raw")

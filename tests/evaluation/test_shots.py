@@ -73,3 +73,7 @@ def test_an_image_that_cannot_be_read_has_no_features(model, processor, photos, 
     assert errors.keys() == {str(broken)}
     assert found[0].any()
     assert not found[1].any()
+
+
+def test_among_equals_the_first_are_nearest():
+    assert nearest(3, np.ones((3, 2), np.float32), np.ones(2, np.float32), None) == [2, 1, 0]

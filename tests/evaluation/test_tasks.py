@@ -134,6 +134,13 @@ def test_karpathys_flickr(write):
         read("captions", file, split="val")
 
 
+def test_karpathys_coco(write):
+    image = {"imgid": 0, "cocoid": 391895, "filepath": "val2014", "filename": "a.jpg", "split": "test"}
+    file = write("c", {"images": [image | {"sentences": [{"raw": "a b"}]}]})
+    (example,) = read("captions", file, split="test", name="{filepath}/{filename}").examples
+    assert (example.id, example.images) == (391895, ("i/val2014/a.jpg",))
+
+
 def test_folders_of_classes(write, tmp_path):
     for name in ("dog/b.png", "dog/a.JPG", "cat/1.png", "cat/notes.txt"):
         write(name, b"")
