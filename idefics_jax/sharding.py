@@ -8,9 +8,11 @@ Without a mesh, the functions here change nothing, so the same model code runs o
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import (
     AbstractMesh,
@@ -39,7 +41,8 @@ LOGICAL_AXES = {
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A `data x fsdp x tensor` mesh over `devices` (default: all); one size may be -1, meaning whatever is left.
 
-    Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between.
+    Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between. A TPU
+    slice without `tensor` is taken row by row: see `torus`.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices'.
@@ -54,11 +57,41 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise ValueError(f"The devices are {slices} slices; data={sizes[0]} must be a multiple of that.")
+    if hasattr(devices[0], "coords") and sizes[0] == slices and sizes[2] == 1:
+        return Mesh(np.array(_row_by_row(devices)).reshape(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     if slices > 1:
         per_slice = (sizes[0] // slices, *sizes[1:])
         grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices)
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def _row_by_row(devices: list[Any]) -> list[Any]:
+    """TPU devices slice by slice, by their place in it; its longest side changes most slowly."""
+    places = np.array([device.coords for device in devices])
+    axes = sorted(range(places.shape[1]), key=lambda axis: -len(set(places[:, axis])))
+
+    def place(device: Any) -> tuple[int, ...]:
+        return (getattr(device, "slice_index", 0), *(device.coords[axis] for axis in axes), device.core_on_chip)
+
+    return sorted(devices, key=place)
+
+
+def torus(devices: int) -> tuple[int, ...]:
+    """The sides of the grid that so many devices are, the longest first, as pods are built: as equal as they can be.
+
+    On a pod of other sides, programs are right, and slower. CPUs count as a TPU of two dimensions does, so that tests
+    take the same way; GPUs make no grid.
+    """
+    device = get_abstract_mesh().abstract_device
+    platform, kind = ("cpu", "") if device is None else (device.platform, device.device_kind)
+    dimensions = 1 if platform == "gpu" else 3 if kind in ("TPU v4", "TPU v5", "TPU v5p") else 2
+    sides: list[int] = []
+    for left in range(dimensions, 0, -1):
+        ways = [side for side in range(1, devices + 1) if devices % side == 0 and side**left >= devices]
+        sides.append(min(ways))
+        devices //= sides[-1]
+    return tuple(side for side in sides if side > 1)
 
 
 def shapes_on(mesh: Mesh | AbstractMesh | None, function: Callable[..., Any], *args: Any) -> Any:
@@ -125,12 +158,77 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
     layout = spec("batch", *between, *output_axes)
     results = math.prod(x.shape[:leading]) * math.prod(weight.shape[axis] for axis in kept)
     if not stays(weight, x.size + results):
-        return jax.lax.dot_general(x, gathered(weight), dimensions, preferred_element_type=dtype, out_sharding=layout)
+        if dtype is None and _scatters_by_side(weight):
+            return _product_by_side(x, weight, contracted, layout)
+        return _gathered_product(x, weight, contracted, layout, dtype)
     stored = jax.typeof(weight).sharding.spec
     x = reshard(x, PartitionSpec("data", *between, *(stored[axis] for axis in contracted)))
     there = PartitionSpec("data", *between, *(stored[axis] for axis in kept))
     y = jax.lax.dot_general(x, weight, dimensions, preferred_element_type=dtype, out_sharding=there)
     return reshard(y, layout)
+
+
+def _scatters_by_side(weight: Array) -> bool:
+    """Whether a weight's gradient is added up over one side of the devices' grid after the other.
+
+    Over several sides at once the TPU compiler knows only sums that every device gets whole, twice the bytes of what
+    each needs. `tensor` would lie across the sides.
+    """
+    mesh = get_abstract_mesh()
+    if mesh.empty or mesh.shape["tensor"] > 1 or "fsdp" not in jax.typeof(weight).sharding.spec:
+        return False
+    return len(torus(mesh.shape["fsdp"])) > 1
+
+
+def _gathered_product(
+    x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None, dtype: Any = None
+) -> Array:
+    dimensions = ((tuple(range(x.ndim - len(contracted), x.ndim)), contracted), ((), ()))
+    return jax.lax.dot_general(x, gathered(weight), dimensions, preferred_element_type=dtype, out_sharding=layout)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product_by_side(x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None) -> Array:
+    """As `product`, of a gathered weight whose gradient `_scatters_by_side`."""
+    return _gathered_product(x, weight, contracted, layout)
+
+
+def _product_forward(
+    x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None
+) -> tuple[Array, tuple[Array, Array]]:
+    return _gathered_product(x, weight, contracted, layout), (x, weight)
+
+
+def _product_backward(
+    contracted: tuple[int, ...], layout: PartitionSpec | None, kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, weight = kept
+    _, of_x = jax.vjp(lambda x: _gathered_product(x, weight, contracted, layout), x)
+    stored, leading = jax.typeof(weight).sharding.spec, x.ndim - len(contracted)
+    axes = [*contracted, *(axis for axis in range(weight.ndim) if axis not in contracted)]
+
+    def of_weight(x: Array, gradient: Array) -> Array:
+        rows = tuple(range(leading))
+        own = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+        own = _scattered_by_side(own.transpose([axes.index(axis) for axis in range(weight.ndim)]), stored.index("fsdp"))
+        return own if get_abstract_mesh().shape["data"] == 1 else jax.lax.psum(own, "data")
+
+    layouts = (jax.typeof(x).sharding.spec, jax.typeof(gradient).sharding.spec)
+    scattered = jax.shard_map(of_weight, in_specs=layouts, out_specs=stored, check_vma=False)
+    return of_x(gradient)[0], scattered(x, gradient)
+
+
+_product_by_side.defvjp(_product_forward, _product_backward)
+
+
+def _scattered_by_side(x: Array, axis: int) -> Array:
+    """Each device's part along `axis` of the sum over `fsdp` of what the devices have."""
+    sides = torus(get_abstract_mesh().shape["fsdp"])
+    numbers = np.arange(np.prod(sides)).reshape(sides)
+    for side in range(len(sides)):
+        groups = np.moveaxis(numbers, side, -1).reshape(-1, sides[side]).tolist()
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
+    return x
 
 
 def looked_up(table: Array, index: Array) -> Array:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
-from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, spec
+from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, on_mesh, product, spec, torus
 
 GOLDEN = Path(__file__).parent / "reference" / "idefics_80b_parameters.txt"
 
@@ -132,3 +133,51 @@ def test_slices_hold_whole_copies_of_the_weights():
     assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
     with pytest.raises(ValueError, match=r"2 slices; data=1 must be a multiple"):
         make_mesh(data=1, fsdp=8, devices=devices)
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "sides"),
+    [
+        ("TPU v5 lite", 16, (4, 4)),
+        ("TPU v6 lite", 8, (4, 2)),
+        ("TPU v5 lite", 4, (2, 2)),
+        ("TPU v5 lite", 1, ()),
+        ("TPU v5", 64, (4, 4, 4)),
+        ("TPU v5p", 128, (8, 4, 4)),
+        ("TPU v5p", 4, (2, 2)),
+        ("NVIDIA H100", 16, (16,)),
+    ],
+)
+def test_the_sides_of_a_pod(kind, devices, sides):
+    platform = "gpu" if "NVIDIA" in kind else "tpu"
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    with on_mesh(AbstractMesh((1, devices, 1), MESH_AXES, (AxisType.Explicit,) * 3, abstract_device=device)):
+        assert torus(devices) == sides
+
+
+@pytest.mark.parametrize(
+    ("shape", "contracted", "axes"),
+    [((16, 4, 6), (0,), ("embed", "heads", None)), ((4, 6, 16), (0, 1), ("heads", None, "embed"))],
+)
+def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(shape, contracted, axes):
+    """Of a map from `embed` and one to it, over slices of two by two devices and over one of four by two."""
+    x_shape = (8, 3, *(shape[axis] for axis in contracted))
+    x, weight = (jax.random.normal(jax.random.key(seed), size) for seed, size in enumerate((x_shape, shape)))
+    output = [None if axis == "embed" else axis for axis in axes[len(contracted) :]]
+
+    def loss(x, weight):
+        return jnp.sum(jnp.sin(product(x, weight, contracted, *output)))
+
+    expected = jax.grad(loss, (0, 1))(x, weight)
+    for sizes in ((2, 4, 1), (1, 8, 1)):
+        mesh = make_mesh(*sizes)
+        with jax.set_mesh(mesh):
+            placed = (
+                jax.device_put(x, NamedSharding(mesh, spec("batch"))),
+                jax.device_put(weight, NamedSharding(mesh, spec(*axes))),
+            )
+            program = jax.jit(jax.grad(loss, (0, 1)))
+            gradients = program(*placed)
+            assert program.trace(*placed).jaxpr.pretty_print().count("reduce_scatter[") == 2
+        assert gradients[1].sharding == placed[1].sharding
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), gradients, expected)
