@@ -51,20 +51,23 @@ def _run(options: argparse.Namespace, first: bool) -> int:
     same = options.support is not None and _support_is_data(options)
     support = _support(options, same)
     processor = IdeficsProcessor.from_pretrained(options.model)
-    protocol = make_protocol(options, data, processor)
+    protocol = make_protocol(options, data, support, processor)
     _check_shots(options, protocol, support, same)
+    problems = {"--data": data.problems}
+    counts = {"--data": len(data.examples) + len(data.problems)}
+    if support is not None and not same:
+        problems["--support"] = support.problems
+        counts["--support"] = len(support.examples) + len(support.problems)
     store = Store(Path(options.out), _settings(options, protocol, given, support)) if first else None
-    problems = [*data.problems, *(() if same or support is None else support.problems)]
-    asked = len(data.examples) + len(data.problems)
-    total = asked + (0 if same or support is None else len(support.examples) + len(support.problems))
     if store is not None:
-        store.write_problems(problems)
-        if len(problems) > options.max_bad * total:
-            raise ValueError(_too_many(options, problems, total))
+        store.write_problems([problem for part in problems.values() for problem in part])
+    for name, count in counts.items():
+        if len(problems[name]) > options.max_bad * count:
+            raise ValueError(_too_many(options, problems[name], count, name))
     answers = _answer_all(options, data, support, same, processor, protocol, store)
     if store is None:
         return 0
-    return _finish(options, protocol, data, answers, store, problems, total)
+    return _finish(options, protocol, data, answers, store, problems.get("--support", []))
 
 
 def _support_is_data(options: argparse.Namespace) -> bool:
@@ -84,7 +87,9 @@ def _support(options: argparse.Namespace, same: bool) -> Data | None:
     return without_missing_images(read_data(options.task, options.support, images, name, split))
 
 
-def make_protocol(options: argparse.Namespace, data: Data, processor: IdeficsProcessor) -> Protocol:
+def make_protocol(
+    options: argparse.Namespace, data: Data, support: Data | None, processor: IdeficsProcessor
+) -> Protocol:
     """The choices of the command line, with the authors' where it makes none.
 
     Raises:
@@ -97,13 +102,15 @@ def make_protocol(options: argparse.Namespace, data: Data, processor: IdeficsPro
     if form == "instruct" and not processor.end_of_utterance:
         raise ValueError(f"{options.model} has no token that ends an utterance; --prompt-form instruct needs it.")
     stop_words = None if options.stop is None else tuple(word for word in options.stop if word)
-    closed = any(example.candidates is not None for example in data.examples)
+    candidates = {name for example in data.examples for name in example.candidates or ()}
+    if options.positive is not None and options.positive not in candidates:
+        raise ValueError(f"--positive is {options.positive!r}, which is no candidate.")
     bad_words = BAD_WORDS if options.bad_word is None else tuple(word for word in options.bad_word if word)
     return Protocol(
         task=options.task,
         template=make_template(name, form, options.prefix, options.example, stop_words),
-        names=_names(options, data),
-        zero_shot=options.zero_shot or ("none" if closed else "text-only"),
+        names=_names(options, [data] if support is None else [data, support]),
+        zero_shot=options.zero_shot or ("none" if candidates else "text-only"),
         select=options.select,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -117,7 +124,7 @@ def make_protocol(options: argparse.Namespace, data: Data, processor: IdeficsPro
     )
 
 
-def _names(options: argparse.Namespace, data: Data) -> dict[str, str]:
+def _names(options: argparse.Namespace, parts: list[Data]) -> dict[str, str]:
     """What the prompt calls the classes: `--classes`, or a class's own name with spaces for underscores."""
     if options.classes is not None:
         names = read_json(as_path(options.classes))
@@ -126,7 +133,12 @@ def _names(options: argparse.Namespace, data: Data) -> dict[str, str]:
         return names
     if options.task != "classification":
         return {}
-    return {name: name.replace("_", " ") for example in data.examples[:1] for name in example.candidates or ()}
+    return {
+        name: name.replace("_", " ")
+        for part in parts
+        for example in part.examples[:1]  # all have all classes
+        for name in example.candidates or ()
+    }
 
 
 def _check_shots(options: argparse.Namespace, protocol: Protocol, support: Data | None, same: bool) -> None:
@@ -169,9 +181,9 @@ def _digest(content: Iterable[Any]) -> int:
     return digest
 
 
-def _too_many(options: argparse.Namespace, problems: list[Problem], total: int) -> str:
+def _too_many(options: argparse.Namespace, problems: list[Problem], count: int, name: str) -> str:
     return (
-        f"{len(problems):,} of {total:,} examples are bad, the first because: {problems[0].text} "
+        f"{len(problems):,} of the {count:,} examples of {name} are bad, the first because: {problems[0].text} "
         f"{Path(options.out) / 'problems.jsonl'} lists them; --max-bad allows more than {options.max_bad:g} of all."
     )
 
@@ -261,14 +273,17 @@ def _finish(
     data: Data,
     answers: dict[int, dict[Any, Answer]],
     store: Store,
-    problems: list[Problem],
-    total: int,
+    of_support: list[Problem],
 ) -> int:
-    """Writes what the answers come to and prints the table."""
+    """Writes what the answers come to and prints the table.
+
+    Args:
+        of_support: what is wrong with the support set.
+    """
     from idefics_jax.evaluation.report import write_report
 
     results, records, main = [], {}, None
-    worst = list(problems)
+    worst, count = data.problems, len(data.examples) + len(data.problems)
     for shots in options.shots:
         found = answers[shots]
         bad = [
@@ -288,9 +303,9 @@ def _finish(
             }
         )
         write_json(store.folder / f"predictions-{shots}.json", predictions(data, found))
-        worst = max(worst, [*problems, *bad], key=len)
-    store.write_problems(worst)
-    shown = [problem.text for problem in worst[:PROBLEMS_SHOWN]]
+        worst = max(worst, [*data.problems, *bad], key=len)
+    store.write_problems([*worst, *of_support])
+    shown = [problem.text for problem in [*worst, *of_support][:PROBLEMS_SHOWN]]
     summary = {
         "task": options.task,
         "model": options.model,
@@ -298,15 +313,15 @@ def _finish(
         "settings": _shown_settings(protocol),
         "main": main,
         "results": results,
-        "problems": {"count": len(worst), "share": len(worst) / max(total, 1), "first": shown},
+        "problems": {"count": len(worst) + len(of_support), "share": len(worst) / max(count, 1), "first": shown},
     }
     write_json(store.folder / "summary.json", summary)
     write_report(store.folder / "report.html", summary, records)
     _print_table(summary)
-    if worst:
-        note(f"{len(worst):,} bad examples; {store.folder / 'problems.jsonl'} lists them.")
-    if len(worst) > options.max_bad * total:
-        note(f"idefics-jax: {_too_many(options, worst, total)}")
+    if worst or of_support:
+        note(f"{len(worst) + len(of_support):,} bad examples; {store.folder / 'problems.jsonl'} lists them.")
+    if len(worst) > options.max_bad * count:
+        note(f"idefics-jax: {_too_many(options, worst, count, '--data')}")
         return 1
     return 0
 

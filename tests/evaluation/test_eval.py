@@ -355,7 +355,7 @@ def test_images_that_cannot_be_read(evaluate, files, tmp_path):
     (data / "3.png").write_bytes(b"nothing")
     folder, out, err = evaluate("jsonl", *arguments, status=1)
     assert "│ 11 " in out
-    assert "1 of 12 examples are bad, the first because: " in err
+    assert "1 of the 12 examples of --data are bad, the first because: " in err
     assert "3.png is not an image that Pillow can read" in err
     assert [(line["kind"], line["id"]) for line in lines_of(folder / "problems.jsonl")] == [("unreadable image", 4)]
     assert {"id": 4, "answer": ""} in read_json(folder, "predictions-0.json")
@@ -377,12 +377,26 @@ def test_much_that_is_missing_ends_the_run_before_it_begins(evaluate, files, tmp
         (data / f"{number}.png").unlink()
     arguments = ("--data", data / "open.jsonl", "--zero-shot", "none", "no support", "--num-beams", 1)
     folder, out, err = evaluate("jsonl", *arguments, status=1)
-    check_sentence(err, "2 of 12 examples are bad, the first because: The image .*1.png of 2 is not there")
+    check_sentence(
+        err, "2 of the 12 examples of --data are bad, the first because: The image .*1.png of 2 is not there"
+    )
     assert not list(folder.glob("answers-*"))
     assert [line["kind"] for line in lines_of(folder / "problems.jsonl")] == ["missing image"] * 2
     folder, out, err = evaluate("jsonl", *arguments, "--max-bad", "0.2")
     assert "│ 10 " in out
     assert {"id": 2, "answer": ""} in read_json(folder, "predictions-0.json")
+
+
+def test_a_bad_support_set_is_told_apart(evaluate, files, tmp_path):
+    (tmp_path / "support.jsonl").write_text('{"image": "0.png", "question": "q", "answer": "a"}\n' * 2 + "[]\n")
+    arguments = ("--data", files / "open.jsonl", "--support", tmp_path / "support.jsonl", "--shots", 1)
+    *_, err = evaluate("jsonl", *arguments, "--support-images", files, status=1)
+    check_sentence(err, "1 of the 3 examples of --support are bad, the first because: Line 3 of")
+    arguments += ("--support-images", files, "--max-bad", "0.5", "--num-beams", 1)
+    folder, out, err = evaluate("jsonl", *arguments)
+    assert "│ 12 " in out
+    assert "1 bad examples" in err
+    assert by_id(folder, 1)[1]["shots"] in ([1], [2])
 
 
 @pytest.mark.parametrize(
@@ -391,6 +405,7 @@ def test_much_that_is_missing_ends_the_run_before_it_begins(evaluate, files, tmp
         (("--shots", "4", "no support"), "4 shots need a support set to come from; pass --support"),
         (("no support",), "0 shots, as .* show two examples of a support set .* pass --support, or --zero-shot none"),
         (("--shots", "12"), "The support set has 11 examples to show, and 12 shots are asked for"),
+        (("--positive", "yes"), "--positive is 'yes', which is no candidate"),
         (("--prompt", "poem"), "There is no prompt 'poem'; there are vqa, vizwiz, captions"),
         (("--prompt-form", "instruct"), "has no token that ends an utterance"),
         (("--example", "<image>{question}"), "must name {answer} once"),

@@ -10,6 +10,7 @@ from idefics_jax.evaluation.prompting import Shot, batch_inputs, make_prompt, re
 from idefics_jax.evaluation.scoring import log_likelihoods, pack
 from idefics_jax.evaluation.templates import TEMPLATES, Template
 from idefics_jax.processor import image_mask
+from tests.tiny_processor import tiny_processor
 
 ANSWERS = ("cat", "a red chair in the street", "dogs", "the harbour wall", "sail", "x")
 TEMPLATE = Template("{bos}Look.\n", "Image:<image>Question: {question} Answer: {answer}.\n", ())
@@ -188,18 +189,20 @@ def test_scores_are_pytorchs(base, model, processor, prompts):
         np.testing.assert_allclose(np.ptp(np.array(everything) - own), 0, atol=1e-3)
 
 
-def test_the_closed_templates_part_where_candidates_do(processor, photos):
-    """Prompt and candidate together are the tokens of the whole text, and the candidate's own begin after the prompt's
-    common part."""
-    query = Example(0, (str(photos / "0.png"),), "", ("red fox",), ("red fox", "red panda", "cat"), {"text": "so"})
-    for name in ("photo", "sentiment", "hateful-memes"):
-        template = TEMPLATES[name]["base"]
-        made = prompt(processor, query, [query], template)
-        shot, before = template.example, template.example.split("{answer}")[0]
-        for candidate, tokens in zip(query.candidates, made.candidates, strict=True):
-            values = {"answer": candidate, "text": "so"}
-            text = template.prefix.format(bos="<s>") + shot.format(**values | {"answer": "red fox"})
-            text = (text + shot.format(**values)).strip()
-            marked = text.replace("<image>", "<fake_token_around_image><image><fake_token_around_image>")
-            assert made.tokens + tokens == tuple(processor.tokenizer.encode(marked))
-        assert processor.decode(made.tokens).endswith(before.split("<image>")[-1].format(text="so").rstrip())
+@pytest.mark.parametrize("form", ["base", "instruct"])
+@pytest.mark.parametrize("name", ["photo", "sentiment", "hateful-memes", "scienceqa"])
+def test_closed_templates_part_where_candidates_do(name, form, photos):
+    """Prompt and candidate together are the tokens of the whole text, as the authors make it, and the candidate's own
+    begin where the prompt's text ends."""
+    processor, forms = tiny_processor(form == "instruct"), TEMPLATES[name]
+    fields = {"text": "so", "context": "Which?\n", "solution": "It is."}
+    query = Example(0, (str(photos / "0.png"),), "", ("red fox",), ("red fox", "red panda", "cat"), fields)
+    template = forms.get(form, forms["base"])
+    made = prompt(processor, query, [query], template)
+    for candidate, tokens in zip(query.candidates, made.candidates, strict=True):
+        text = template.prefix.format(bos="<s>") + template.example.format(**fields, answer="red fox")
+        text = (text + template.example.format(**fields | {"solution": ""}, answer=candidate)).strip()
+        marked = text.replace("<image>", "<fake_token_around_image><image><fake_token_around_image>")
+        assert made.tokens + tokens == tuple(processor.tokenizer.encode(marked))
+    before = template.example.split("{answer}")[0].format(**fields).split("<image>")[-1]
+    assert processor.decode(made.tokens).replace("> ", ">").endswith(before.rstrip())
