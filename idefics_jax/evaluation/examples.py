@@ -1,12 +1,9 @@
 """What every task's files are read into: examples, and what is wrong with those that are left out."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
-
-from idefics_jax.paths import AnyPath, as_path
 
 Id: TypeAlias = int | str
 
@@ -69,32 +66,6 @@ class Malformed(ValueError):
     """A record that is not what it should be."""
 
 
-def read_json(path: AnyPath) -> Any:
-    """The contents of a JSON file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-
-
-def read_lines(path: AnyPath) -> Iterator[tuple[int, Any]]:
-    """The objects of a JSONL file with the numbers of their lines from 1; a line that is no object gives None."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            yield number, value if isinstance(value, dict) else None
-
-
 def gather(found: Iterable[Example | Problem], id_name: str, answer_name: str, limit: int | None) -> Data:
     """Parts examples from problems, up to the `limit` of examples; an id that was there before is a problem."""
     examples: list[Example] = []
@@ -120,38 +91,6 @@ def parsed(records: Iterable[Any], read: Callable[[Any], Example | Problem], whe
             yield read(record)
         except Malformed as error:
             yield Problem("malformed record", None, f"Record {number} of {where} {error}.")
-
-
-def text_of(record: Any, *names: str) -> Any:
-    """The value of the first of `names` that a record has: text or a whole number.
-
-    Raises:
-        Malformed: it has none of them, or something else there.
-    """
-    if not isinstance(record, dict):
-        raise Malformed("is no object")
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            return value
-        if value is not None:
-            raise Malformed(f"has {value!r} as its {name}")
-    raise Malformed(f"has no {' or '.join(names)}")
-
-
-def texts_of(values: Any, name: str) -> tuple[str, ...]:
-    """Annotated answers, given as strings or as objects with `name`; what is not text is left out."""
-    if not isinstance(values, list):
-        raise Malformed(f"has {values!r} where a list of answers belongs")
-    texts = (value.get(name) if isinstance(value, dict) else value for value in values)
-    return tuple(text for text in texts if isinstance(text, str) and text.strip())
-
-
-def image_path(folder: str | None, name: str) -> str:
-    """An image's path in its folder; URLs and absolute paths stay as they are."""
-    if folder is None or "://" in name or Path(name).is_absolute():
-        return name
-    return str(as_path(folder) / name)
 
 
 def without_missing_images(data: Data) -> Data:

@@ -88,9 +88,8 @@ def _closed(scored: list[tuple[Example, Answer]], positive: str | None) -> tuple
     truth = [example.answer for example, _ in scored]
     right = accuracy([answer.answer or "" for _, answer in scored], truth)
     metrics: dict[str, Statistic] = {"accuracy": _mean(right)}
-    choices = {example.candidates for example, _ in scored}
-    candidates = choices.pop() or ()
-    if not choices and len(candidates) == 2:
+    candidates = scored[0][0].candidates or ()
+    if len(candidates) == 2 and all(example.candidates == candidates for example, _ in scored):
         yes = candidates.index(positive) if positive in candidates else 1
         likelihoods = np.array([answer.log_likelihoods for _, answer in scored], np.float64)
         margin = likelihoods[:, yes] - likelihoods[:, 1 - yes]

@@ -180,7 +180,8 @@ def _answered(
             assert prompt.candidates is not None
             if protocol.mean:
                 scores = scores / [len(tokens) for tokens in prompt.candidates]
-            found.append((query.candidates[int(np.argmax(scores))], tuple(map(float, scores))))
+            # Five places are about what float32 has here, and keep the lines of a thousand classes short.
+            found.append((query.candidates[int(np.argmax(scores))], tuple(round(float(x), 5) for x in scores)))
     else:
         tokens = _generated(model, processor, protocol, inputs, len(batch.queries))
         found = [(free_answer(processor, row, protocol.template.stop_words), None) for row in tokens]
