@@ -1,6 +1,7 @@
 """Classes, as folders or as labels in lines, and lines of questions of any kind."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ LABELS = "labels.jsonl"
 
 def read_classes(path: str, folder: str, limit: int | None) -> Data:
     """A folder with a folder of images for each class, or a JSONL file (`labels.jsonl` in the folder) of lines
-    `{"image": ..., "label": ...}`. All classes are candidates for each image, in alphabetical order."""
+    `{"image": ..., "label": ...}`. All classes are candidates for each image, in alphabetical order. Of folders come the
+    first image of each class, then the second of each."""
     root = as_path(path)
     labels = root / LABELS if root.is_dir() else root
     if labels.is_file():
@@ -34,12 +36,17 @@ def read_classes(path: str, folder: str, limit: int | None) -> Data:
     classes = tuple(child.name for child in folders)
 
     def found() -> Iterator[Example | Problem]:
-        for child in folders:
-            files = sorted(file for file in child.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        images = [
+            sorted(file for file in child.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES) for child in folders
+        ]
+        for child, files in zip(folders, images, strict=True):
             if not files:
                 yield Problem("empty class", child.name, f"The folder {child} holds no image.")
-            for file in files:
-                yield Example(f"{child.name}/{file.name}", (str(file),), "", (child.name,), classes, {})
+        # One of each class in turn, so that the first few are of all classes.
+        for file in chain.from_iterable(zip_longest(*images)):
+            if file is not None:
+                name = file.parent.name
+                yield Example(f"{name}/{file.name}", (str(file),), "", (name,), classes, {})
 
     return gather(found(), "id", "label", limit)
 

@@ -142,13 +142,14 @@ def test_karpathys_coco(write):
 
 
 def test_folders_of_classes(write, tmp_path):
-    for name in ("dog/b.png", "dog/a.JPG", "cat/1.png", "cat/notes.txt"):
+    for name in ("dog/b.png", "dog/a.JPG", "cat/1.png", "cat/2.png", "cat/notes.txt"):
         write(name, b"")
     (tmp_path / "fish").mkdir()
     data = read("classification", str(tmp_path))
     assert [(example.id, example.references) for example in data.examples] == [
         ("cat/1.png", ("cat",)),
         ("dog/a.JPG", ("dog",)),
+        ("cat/2.png", ("cat",)),
         ("dog/b.png", ("dog",)),
     ]
     assert data.examples[0].candidates == ("cat", "dog", "fish")
