@@ -14,8 +14,10 @@ LABELS = "labels.jsonl"
 
 def read_classes(path: str, folder: str, limit: int | None) -> Data:
     """A folder with a folder of images for each class, or a JSONL file (`labels.jsonl` in the folder) of lines
-    `{"image": ..., "label": ...}`. All classes are candidates for each image, in alphabetical order. Of folders come the
-    first image of each class, then the second of each."""
+    `{"image": ..., "label": ...}`. All classes are candidates for each image, in alphabetical order.
+
+    Of folders come the first image of each class, then the second of each.
+    """
     root = as_path(path)
     labels = root / LABELS if root.is_dir() else root
     if labels.is_file():

@@ -437,10 +437,11 @@ def test_options_that_say_nothing(arguments, message, evaluate, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["vqa", "jsonl"])
+@pytest.mark.parametrize("task", ["vqa", "jsonl", "classification"])
 def test_two_processes_answer_as_one(task, evaluate, base, files, tmp_path):
     """Each reads its part of the images; the first writes what one alone would."""
     arguments = ("--shots", "1", "--batch-size", 4, "--limit", 6, "--mesh", "fsdp=4,tensor=2")
+    arguments += ("--select", "rices") if task == "classification" else ()
     alone, printed, _ = evaluate(task, *arguments)
     given = command(task, *arguments, out=tmp_path / "both", model=base, files=files)
     where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
