@@ -91,6 +91,11 @@ def make_parser() -> argparse.ArgumentParser:
     output.add_argument("--json", action="store_true", help="print JSON: answers, their token ids and why they ended")
     _add_sampling(generate, max_new_tokens=100)
     _add_hosts(generate, "The same command on each; the first reads and prints.")
+    plan = generate.add_argument_group("before you have a pod", "Nothing is answered, and no weight is read.")
+    plan.add_argument(
+        "--plan", metavar="POD", help="what a TPU pod would do with this command, by its compiler, say v5e:2x4"
+    )
+    plan.add_argument("--slices", type=int, default=1, metavar="N", help="how many of them (default 1)")
     search = generate.add_argument_group("several answers and beam search")
     search.add_argument("--num-return-sequences", type=int, default=1, metavar="N", help="answers (default 1)")
     search.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams (default 1: no beam search)")

@@ -16,7 +16,7 @@ from idefics_jax.progress import activity
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the answers; the prompt is read before the model, so that a mistake in it shows at once.
+    """Prints the answers, or a plan; the prompt is read before the model, so that a mistake in it shows at once.
 
     Of several processes the first one does; the others only compute.
 
@@ -24,6 +24,11 @@ def run(options: argparse.Namespace) -> int:
         ValueError, OSError: one sentence on what is wrong.
     """
     _check(options)
+    if options.plan is not None:
+        from idefics_jax.cli.plan import run as plan
+
+        processor = IdeficsProcessor.from_pretrained(options.model)
+        return plan(options, processor, read_prompt(options, processor))
     with joined(options) as prints:
         _answer(options, prints)
     return 0

@@ -45,6 +45,7 @@ def analyze(
     *,
     kernel_flops: KernelFlops | None = None,
     turn: bool = False,
+    turns: int | None = None,
     top: int = 25,
 ) -> Cost:
     """What a program compiled for TPUs costs, by its text.
@@ -57,12 +58,14 @@ def analyze(
             count as nothing and are listed in `Cost.unpriced`.
         turn: count one turn of the program's loop alone, the one whose length is not known before it runs, such as a
             step of decoding.
+        turns: how often loops run whose length is not known before; by default they count once, and are listed in
+            `Cost.unknown_loops`.
         top: how many of the most expensive operations to name.
 
     Raises:
         ValueError: the text is no compiled program's, or there is no such loop.
     """
-    walk = _Walk(parse(compiled_text), Sums(chip, devices), kernel_flops)
+    walk = _Walk(parse(compiled_text), Sums(chip, devices), kernel_flops, turns)
     for part in _turn(walk.program) if turn else (walk.program.entry,):
         walk.run(part, 1, None)
     return walk.sums.cost(top)
@@ -80,8 +83,8 @@ def _turn(program: Program) -> list[str]:
 class _Walk:
     """Goes through the operations of a program and adds them to `sums`."""
 
-    def __init__(self, program: Program, sums: Sums, kernel_flops: KernelFlops | None):
-        self.program, self.sums, self.kernel_flops = program, sums, kernel_flops
+    def __init__(self, program: Program, sums: Sums, kernel_flops: KernelFlops | None, turns: int | None):
+        self.program, self.sums, self.kernel_flops, self.turns = program, sums, kernel_flops, turns
 
     def run(self, name: str, times: float, around: str | None) -> float:
         """Walks through a computation that runs so many times; returns the seconds of one run.
@@ -151,6 +154,7 @@ class _Walk:
     def loop(self, owner: Computation, op: Instruction, times: float, around: str | None) -> float:
         """Adds a `while`."""
         trips = trip_count(self.program, owner, op)
+        trips = self.turns if trips is None else trips
         if trips is None:
             self.sums.unknown_loops.append(op.name)
             trips = 1

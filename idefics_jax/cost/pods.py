@@ -52,7 +52,13 @@ def pod_devices(topology: str, slices: int) -> list[Any]:
 
 
 def compiled(
-    lowered: jax.stages.Lowered, chip: Chip, devices: int, options: dict[str, str | bool], *, turn: bool = False
+    lowered: jax.stages.Lowered,
+    chip: Chip,
+    devices: int,
+    options: dict[str, str | bool],
+    *,
+    turn: bool = False,
+    turns: int | None = None,
 ) -> Compiled:
     """Compiles a program that was lowered for a pod's devices, and reads what it costs.
 
@@ -60,7 +66,7 @@ def compiled(
         chip: the pod's.
         devices: in a slice.
         options: the compiler's.
-        turn: of the cost, count one turn of its loop alone (see `analyze`).
+        turn, turns: what of its loop to count (see `analyze`).
     """
     start = time.monotonic()
     try:
@@ -70,7 +76,7 @@ def compiled(
             raise
         return Compiled(time.monotonic() - start, None, None, too_large(str(error)))
     seconds = time.monotonic() - start
-    cost = analyze(program.as_text() or "", chip, devices, kernel_flops=kernel_flops, turn=turn)
+    cost = analyze(program.as_text() or "", chip, devices, kernel_flops=kernel_flops, turn=turn, turns=turns)
     return Compiled(seconds, memory(program, chip), cost, None)
 
 

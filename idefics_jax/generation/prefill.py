@@ -22,7 +22,7 @@ def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolat
     An image that no token sees is padding and costs nothing.
     """
     images, images_are = prompts.images, prompts.images_are
-    shape = _image_shape(model.config, images, images_are)
+    shape = image_shape(model.config, images, images_are)
     states = place(np.zeros((rows * slots, *shape), model.model.dtype))
     if images is None:
         return states
@@ -41,7 +41,7 @@ def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolat
     return states
 
 
-def _image_shape(config: IdeficsConfig, images: np.ndarray | None, images_are: str) -> tuple[int, int]:
+def image_shape(config: IdeficsConfig, images: np.ndarray | None, images_are: str) -> tuple[int, int]:
     """Vectors per image as the decoder sees it, and their size."""
     vision = config.vision_config
     if config.use_resampler:

@@ -61,7 +61,7 @@ def answer(
     """
     real = len(reading.conversations) * copies
     own = slice(reading.own.start * copies, reading.own.stop * copies)
-    state = make_state(*_rows(reading, copies, sampling), real, reading.room, int(sampling.pad))
+    state = make_state(*rows_of(reading, copies, sampling), real, reading.room, int(sampling.pad))
     state = jax.tree.map(place, state)
     cache = cache if copies == 1 else expand(cache, copies)
     state = start(state, logits, sampling, do_sample=do_sample)
@@ -117,7 +117,7 @@ def search(
         ValueError: the model gave NaN.
     """
     real = len(reading.conversations)
-    state = make_beam_state(*_rows(reading, beams, sampling), beams, real, reading.room, fill)
+    state = make_beam_state(*rows_of(reading, beams, sampling), beams, real, reading.room, fill)
     state = jax.tree.map(place, state)
     candidates = beams * max(2, 1 + int(sampling.eos.sum()))
     state = beam_search(model, cache, state, logits, sampling, rules, np.int32(limit), candidates=candidates)
@@ -128,7 +128,7 @@ def search(
     return answers[own, :best, :longest].reshape(-1, longest), scores[own, :best].reshape(-1)
 
 
-def _rows(reading: Reading, copies: int, sampling: Sampling) -> tuple[History, np.ndarray, np.ndarray]:
+def rows_of(reading: Reading, copies: int, sampling: Sampling) -> tuple[History, np.ndarray, np.ndarray]:
     """History, automaton states and visible images of every row before its first new token."""
     rows = [*reading.conversations, *[np.zeros(0, np.int32)] * (len(reading.tokens) - len(reading.conversations))]
     rows = [row for row in rows for _ in range(copies)]

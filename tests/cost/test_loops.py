@@ -92,10 +92,13 @@ def test_a_length_that_depends_on_data_is_named_and_counts_once():
     assert cost.matmul_flops == 2 * 4096**3
 
 
-def test_one_turn_of_a_loop_of_unknown_length_can_be_read_alone():
+def test_of_a_loop_of_unknown_length_one_turn_can_be_read_or_as_many_as_are_told():
     text = SCAN.replace("%bound = s32[]{:T(128)} constant(6)", "%bound = s32[]{:T(128)} rng-bit-generator()")
     once, whole = (analyze(text, CHIPS["v5e"], 1, turn=turn) for turn in (True, False))
     assert once.matmul_flops == whole.matmul_flops == 2 * 4096**3
     assert whole.hbm_bytes - once.hbm_bytes == pytest.approx(2 * 4096**2, abs=1000)  # what comes before the loop
+    known = analyze(text, CHIPS["v5e"], 1, turns=5)
+    assert known.matmul_flops == 5 * 2 * 4096**3
+    assert known.unknown_loops == ()
     with pytest.raises(ValueError, match="no loop"):
         analyze(SCAN, CHIPS["v5e"], 1, turn=True)
