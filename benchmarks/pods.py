@@ -1,18 +1,26 @@
-"""What the TPU compiler predicts of training on pods: one line for each program, compiled here without a TPU.
+"""What the TPU compiler predicts of pods: one line for each program, compiled here without a TPU.
 
     python -m benchmarks.pods [--only TEXT]
 
-Rows have 1,024 tokens and 4 images. The model's FLOPs are counted without what is computed twice, with causal attention
-halved, and of frozen parts without their weights' gradients; a step lasts as `idefics_jax.cost.Cost.step_seconds` says.
-Each program takes minutes.
+Training: rows of 1,024 tokens and 4 images. The model's FLOPs are counted without what is computed twice, with causal
+attention halved, and of frozen parts without their weights' gradients; a step lasts as `idefics_jax.cost.Cost` says.
+Generation: prompts of 256 tokens and one image; bytes of a step are those between HBM and a chip, of which the weights
+and caches are needed. Each program takes minutes.
 """
 
 import argparse
 import time
+from dataclasses import replace
 
+import jax
+import numpy as np
+
+from idefics_jax import IdeficsConfig
+from idefics_jax.cost import words
 from idefics_jax.cost.chips import GIB
+from idefics_jax.generation.planning import plan_generation
 from train.cli import parse
-from train.planning.compiling import Plan, make_plan
+from train.planning.compiling import make_plan
 
 COMMON = "--out plans --data.sequence-length 1024 --data.max-images 4 --optimizer.weight-decay 0.1"
 PROGRAMS = {
@@ -29,34 +37,94 @@ PROGRAMS = {
 }
 COLUMNS = ("", "rows per chip", "memory of a chip", "MFU", "tokens/s per chip", "collectives not hidden", "compiled in")
 
+#: Architecture, pod, mesh, prompts of 256 tokens and one image each.
+GENERATION = {
+    "9B generates, v5e-4": ("9b", "v5e:2x2", {"tensor": 4}, 8),
+    "9B generates, v5e-8": ("9b", "v5e:2x4", {"tensor": 8}, 8),
+    "80B generates, v5e-32": ("80b", "v5e:4x8", {"fsdp": 2, "tensor": 16}, 16),
+    "80B generates, v5p-8": ("80b", "v5p:2x2x1", {"tensor": 4}, 8),
+}
+GENERATION_COLUMNS = (
+    "",
+    "prompts",
+    "memory of a chip",
+    "prompts read in",
+    "MFU",
+    "a token of each in",
+    "tokens/s",
+    "bytes moved / needed",
+    "collectives of a step: count, MB, not hidden",
+    "compiled in",
+)
+TOKENS, NEW_TOKENS = 256, 128
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pods", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="a part of the names of the programs to compile")
     only = parser.parse_args().only
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for name, options in PROGRAMS.items():
-        if only in name:
-            print(line(name, make_plan(parse([*COMMON.split(), *options.split()]))), flush=True)
+    jax.config.update("jax_platforms", "cpu")  # only the compiler is needed
+    for columns, programs, make in (
+        (COLUMNS, PROGRAMS, trained),
+        (GENERATION_COLUMNS, GENERATION, generated),
+    ):
+        chosen = {name: options for name, options in programs.items() if only in name}
+        if chosen:
+            print(*words.table(columns, []), sep="\n")
+        for name, options in chosen.items():
+            print(f"| {' | '.join((name, *make(options)))} |", flush=True)
 
 
-def line(name: str, plan: Plan) -> str:
-    """A line of the table."""
-    config, minutes = plan.config, f"{plan.compile_seconds:.0f} s"
+def trained(options: str) -> tuple[str, ...]:
+    """A line of the table of training."""
+    plan = make_plan(parse([*COMMON.split(), *options.split()]))
+    config, seconds = plan.config, f"{plan.compile_seconds:.0f} s"
     rows = config.batch_size * config.mesh.tensor / plan.devices
     if plan.memory is None or plan.cost is None or not plan.memory.fits:
-        return f"| {name} | {rows:g} | does not fit: {plan.reason} | | | | {minutes} |"
+        return (f"{rows:g}", f"does not fit: {plan.reason}", "", "", "", seconds)
     cost, memory = plan.cost, plan.memory
     tokens = config.batch_size * config.data.sequence_length / cost.step_seconds / plan.devices
-    cells = (
+    return (
         f"{rows:g}, remat {config.remat}",
         f"{memory.total / GIB:.1f} of {memory.chip.hbm_bytes / GIB:.1f} GiB",
         f"{cost.mfu(plan.model_flops):.3f}",
         f"{tokens:,.0f}",
         f"{cost.exposed_seconds / cost.step_seconds:.0%}",
-        minutes,
+        seconds,
     )
-    return f"| {name} | {' | '.join(cells)} |"
+
+
+def generated(options: tuple[str, str, dict[str, int], int]) -> tuple[str, ...]:
+    """A line of the table of generation."""
+    architecture, topology, mesh, rows = options
+    config = replace(getattr(IdeficsConfig, f"idefics_{architecture}")(), dtype="bfloat16")
+    size = config.vision_config.image_size
+    inputs = {
+        "input_ids": np.ones((rows, TOKENS), np.int32),
+        "attention_mask": np.ones((rows, TOKENS), np.int32),
+        "pixel_values": np.zeros((rows, 1, size, size, 3), np.float32),
+        "image_attention_mask": np.ones((rows, TOKENS, 1), np.int32),
+    }
+    mesh = {"fsdp": 1} | mesh
+    plan = plan_generation(config, inputs, topology=topology, slices=1, mesh=mesh, max_new_tokens=NEW_TOKENS)
+    seconds = f"{sum(program.compiled.seconds for program in plan.programs):.0f} s"
+    if not plan.fits:
+        reasons = "; ".join(each.compiled.reason for each in plan.programs if each.compiled.reason)
+        return (f"{rows}", f"does not fit: {reasons}", *[""] * 6, seconds)
+    hbm, step = plan.chip.hbm_bytes, plan.decoding.compiled.cost
+    assert step is not None
+    sent = (sum(each.count for each in step.collectives), sum(each.wire_bytes for each in step.collectives) / 1e6)
+    return (
+        f"{rows}",
+        f"{(hbm - min(program.free for program in plan.programs)) / GIB:.1f} of {hbm / GIB:.1f} GiB",
+        f"{plan.reading_seconds * 1e3:.0f} ms",
+        f"{plan.reading_mfu:.3f}",
+        f"{step.step_seconds * 1e3:.1f} ms",
+        f"{plan.answers / step.step_seconds:,.0f}",
+        f"{plan.traffic:.2f}",
+        f"{sent[0]:,.0f}, {sent[1]:,.1f}, {step.exposed_seconds / step.step_seconds:.0%}",
+        seconds,
+    )
 
 
 if __name__ == "__main__":

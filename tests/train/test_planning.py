@@ -6,6 +6,11 @@ from xml.etree import ElementTree
 import jax
 import pytest
 
+from idefics_jax import IdeficsForVisionText2Text, hf
+from idefics_jax.compiler import TRAINING
+from idefics_jax.cost import CHIPS, analyze
+from idefics_jax.cost.hlo import arrays, parse
+from idefics_jax.cost.pods import pod_devices
 from train.cli import main
 from train.config import DataConfig, MeshConfig, TrainConfig
 from train.planning.compiling import batch_shapes, lower, make_plan
@@ -68,3 +73,48 @@ def test_a_program_that_is_too_large_says_by_how_much(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "does not fit" in printed
     assert "15.75G" in printed
+
+
+@pytest.fixture(scope="module")
+def step_of_a_pod():
+    """The compiled step's text, where eight chips share every weight, and the stacked model's shapes."""
+    pytest.importorskip("libtpu")
+    config = TrainConfig(**{**vars(CONFIG), "trainable": "full", "mesh": MeshConfig(fsdp=8)})
+    model = model_config(config)
+    lowered, _ = lower(config, model, mesh_of(config, pod_devices("v5e:2x4", 1)))
+    text = lowered.compile(compiler_options=TRAINING["v5e"]).as_text()
+    return text, IdeficsForVisionText2Text.abstract(model, stacked=True)
+
+
+@pytest.mark.slow
+def test_devices_exchange_weights_and_gradients_and_nothing_else(step_of_a_pod):
+    """Weights are gathered for the forward pass, again for the recomputed one, and for the gradients; gradients are
+    added up once; in two bytes each. Were activations exchanged, it would be more, or all-to-all."""
+    text, model = step_of_a_pod
+    sent: dict[str, float] = {}
+    for each in analyze(text, CHIPS["v5e"], 8).collectives:
+        sent[each.kind] = sent.get(each.kind, 0) + each.wire_bytes
+    weights = sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert set(sent) <= {"all-gather", "reduce-scatter", "all-reduce", "collective-permute"}
+    assert sent["all-gather"] < 3 * 2 * weights
+    assert sent["reduce-scatter"] + sent["all-reduce"] < 3 * weights  # 2 if all are scattered, 4 if none
+    assert sent.get("collective-permute", 0) < 0.1 * weights  # the ends of rings
+
+
+@pytest.mark.slow
+def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
+    text, model = step_of_a_pod
+    program = parse(text)
+    there = {
+        tuple(array.dims)
+        for computation in program.computations.values()
+        for instruction in computation.instructions
+        for array in arrays(instruction.shape)
+    }
+    piles = {
+        hf.path_of(keys): leaf.shape
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(model)
+        if "/layers/" in hf.path_of(keys) and hf.path_of(keys).endswith("kernel")
+    }
+    assert len(piles) > 15
+    assert [path for path, shape in piles.items() if tuple(shape) in there] == []
