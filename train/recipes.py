@@ -7,10 +7,11 @@ from train.config import LoraConfig, MeshConfig, OptimizerConfig, TrainConfig
 
 RECIPES = ("idefics-base", "idefics-instruct", "lora", "frozen-backbones")
 
-#: Devices, and rows that each works on at a time: for 9B and for 80B.
+#: Devices, and rows of 1,024 tokens that each works on at a time: for 9B and for 80B, where all of it trains. 80B does
+#: not fit a v5e-16. (`python -m benchmarks.pods` compiles these for TPUs.)
 PODS = {
-    "v5e-16": (16, 1, 1),
-    "v5e-256": (256, 2, 1),
+    "v5e-16": (16, 4, 1),
+    "v5e-256": (256, 4, 2),
     "v5p-64": (32, 8, 4),  # v5p counts cores, two to a chip
     "v5p-128": (64, 8, 4),
     "8xh100": (8, 4, 2),
