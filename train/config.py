@@ -185,6 +185,9 @@ class TrainConfig:
     what of it takes longest. Needs libtpu (extra tpu), but no TPU."""
     slices: int = 1
     """Slices of that shape, with --plan."""
+    compiled: str | None = None
+    """File or URL of the compiled step: with --plan it is written, without it the run loads it instead of compiling.
+    Both need the same JAX and libtpu."""
     plan_search: bool = False
     """With --plan, try rows per chip, remat and meshes for the ones that use the pod best; each takes minutes."""
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -19,10 +19,12 @@ from train.config import TrainConfig
 from train.data.records import check_paths
 from train.data.report import BadRecords, PackingReport
 from train.evaluate import answers, eval_loss
+from train.kept import load as load_program
 from train.late import Late, peak_share
 from train.metrics import Metrics
 from train.optimizer import make_optimizer
 from train.place import Place
+from train.planning.compiling import lower
 from train.processes import StopRequest, join, leave, stop_requests
 from train.profile import Profile
 from train.report import FILES, REPORT, write_report
@@ -80,6 +82,11 @@ class Trainer:
             self.train_step = jax.jit(
                 make_train_step(objective, self.optimizer), donate_argnums=0, compiler_options=training_options()
             )
+            if config.compiled is not None:
+                lowered, _ = lower(config, self.model_config, self.mesh, self.processor)
+                self.train_step = load_program(
+                    config.compiled, lowered, jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+                )
             self.eval_step = jax.jit(make_eval_step(objective))
         self.checkpoints = Checkpoints(self.place.path, config.checkpoint)
         saved = self.checkpoints.restore(state)

@@ -22,12 +22,14 @@ class Compiled(NamedTuple):
         seconds: that compiling took.
         memory, cost: None where the program does not fit.
         reason: the compiler's, why it does not; None where it does.
+        program: None where it does not fit.
     """
 
     seconds: float
     memory: Memory | None
     cost: Cost | None
     reason: str | None
+    program: jax.stages.Compiled | None = None
 
 
 def pod_devices(topology: str, slices: int) -> list[Any]:
@@ -77,7 +79,7 @@ def compiled(
         return Compiled(time.monotonic() - start, None, None, too_large(str(error)))
     seconds = time.monotonic() - start
     cost = analyze(program.as_text() or "", chip, devices, kernel_flops=kernel_flops, turn=turn, turns=turns)
-    return Compiled(seconds, memory(program, chip), cost, None)
+    return Compiled(seconds, memory(program, chip), cost, None, program)
 
 
 def too_large(message: str) -> str:

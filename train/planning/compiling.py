@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from idefics_jax import IdeficsConfig, IdeficsImageProcessor
+from idefics_jax import IdeficsConfig, IdeficsImageProcessor, IdeficsProcessor
 from idefics_jax.compiler import TRAINING
 from idefics_jax.cost import Cost, Memory, chip
 from idefics_jax.cost.pods import compiled, pod_devices
@@ -14,6 +14,7 @@ from idefics_jax.sharding import on_mesh, shapes_on
 from train.batches import make_layout
 from train.config import TrainConfig
 from train.flops import run_flops
+from train.kept import save
 from train.optimizer import make_optimizer
 from train.starting import abstract, mesh_of, model_config
 from train.step import Batch, Objective, init_state, make_train_step
@@ -49,18 +50,32 @@ def make_plan(config: TrainConfig) -> Plan:
     assert config.plan is not None
     which, devices = chip(config.plan), pod_devices(config.plan, config.slices)
     model = model_config(config)
-    lowered, paths = lower(config, model, mesh_of(config, devices))
+    processor = None
+    if config.compiled is not None:
+        if config.model is None:
+            raise ValueError("--compiled needs --model: its image token and its pixels' mean are part of the program.")
+        processor = IdeficsProcessor.from_pretrained(config.model)
+    lowered, paths = lower(config, model, mesh_of(config, devices), processor)
     found = compiled(lowered, which, len(devices) // config.slices, TRAINING[which.name])
+    if config.compiled is not None and found.program is not None:
+        save(config.compiled, lowered, found.program)
     model_flops = run_flops(config, model, paths) / len(devices)
     return Plan(config, len(devices), model_flops, found.seconds, found.memory, found.cost, found.reason)
 
 
-def lower(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
-    """The step of a run with this configuration, ready to be compiled for the mesh's devices; its weights' paths."""
+def lower(
+    config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None, processor: IdeficsProcessor | None = None
+) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
+    """The step of a run with this configuration, ready to be compiled for the mesh's devices; its weights' paths.
+
+    The processor's image token and pixels' mean are constants of the program, which change nothing of what it costs.
+    """
     template, params, frozen = abstract(config, model, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    # The pixels' mean and the image token's number change nothing here.
-    objective = Objective(template, config, IdeficsImageProcessor(), model.vocab_size)
+    images, token = IdeficsImageProcessor(), model.vocab_size
+    if processor is not None:
+        images, token = processor.image_processor, processor.image_token_id
+    objective = Objective(template, config, images, token)
     state = shapes_on(mesh, lambda params: init_state(params, optimizer, config.ema is not None), params)
     step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
     with on_mesh(None if mesh is None else mesh.abstract_mesh):
