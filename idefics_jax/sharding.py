@@ -151,12 +151,20 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
 
     Both the weight and the rows of `x` are split over `fsdp`, so one of them must move: the weight is gathered; or it
     stays, where `x` and the result are smaller, as in decoding, and those are exchanged.
+
+    Where they are smaller it is a product of matrices: with more axes the TPU compiler would first turn the weights
+    round, so that heads come first, which then costs more than turning the result.
     """
     leading, kept = x.ndim - len(contracted), [axis for axis in range(weight.ndim) if axis not in contracted]
-    dimensions = ((tuple(range(leading, x.ndim)), contracted), ((), ()))
     between = (None,) * (leading - 1)
-    layout = spec("batch", *between, *output_axes)
     results = math.prod(x.shape[:leading]) * math.prod(weight.shape[axis] for axis in kept)
+    if weight.ndim > 2 and x.size + results < weight.size and kept[0] == len(contracted):
+        matrix = _merged(_merged(weight, kept[0], weight.ndim), 0, kept[0])
+        y = product(_merged(x, leading, x.ndim), matrix, (0,), output_axes[0], dtype=dtype)
+        sizes = (*x.shape[:leading], *(weight.shape[axis] for axis in kept))
+        return reshape(y, sizes, "batch", *between, *output_axes)
+    dimensions = ((tuple(range(leading, x.ndim)), contracted), ((), ()))
+    layout = spec("batch", *between, *output_axes)
     if not stays(weight, x.size + results):
         if dtype is None and _scatters_by_side(weight):
             return _product_by_side(x, weight, contracted, layout)
@@ -166,6 +174,15 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
     there = PartitionSpec("data", *between, *(stored[axis] for axis in kept))
     y = jax.lax.dot_general(x, weight, dimensions, preferred_element_type=dtype, out_sharding=there)
     return reshard(y, layout)
+
+
+def _merged(x: Array, start: int, stop: int) -> Array:
+    """`x` with these axes as one; only the first of them may be split."""
+    shape = (*x.shape[:start], math.prod(x.shape[start:stop]), *x.shape[stop:])
+    if get_abstract_mesh().empty:
+        return x.reshape(shape)
+    stored = jax.typeof(x).sharding.spec
+    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*stored[: start + 1], *stored[stop:]))
 
 
 def _scatters_by_side(weight: Array) -> bool:
