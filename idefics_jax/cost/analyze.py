@@ -141,7 +141,8 @@ class _Walk:
             synchronous = not op.opcode.endswith("-start")
             return self.sums.collective(op, sent, synchronous, self.component(owner, op, around), times)
         if op.opcode in _PREFETCHES:
-            self.sums.prefetch(arrays(op.shape)[0].bytes, times)
+            # The result is told beside what a slice is taken from, which comes first.
+            self.sums.prefetch(arrays(op.shape)[0 if op.opcode == "copy-start" else 1].bytes, times)
             return 0.0
         if op.opcode.endswith("-start"):
             return self.offloaded(owner, op, times, around)

@@ -55,11 +55,21 @@ def _read(program: Program, computation: Computation, name: str, size: float) ->
         elif user.opcode in _VIEWS:
             total += _read(program, computation, user.name, size)
         elif fused is not None:
-            numbers = [number for number, operand in enumerate(user.operands) if operand == name]
-            total += sum(_read(program, fused, fused.parameters[number].name, size) for number in numbers)
+            for number in (number for number, operand in enumerate(user.operands) if operand == name):
+                whole = _views(fused, number) and user.name != getattr(computation.root, "name", None)
+                inside = (computation, user.name) if whole else (fused, fused.parameters[number].name)
+                total += _read(program, *inside, size)
         else:
             return size
     return min(total, size)
+
+
+def _views(computation: Computation, number: int) -> bool:
+    """Whether all that a computation does is to give a parameter another shape."""
+    made = computation.root
+    while made is not None and made.opcode in _VIEWS:
+        made = computation.by_name.get(made.operands[0])
+    return made is not None and made.name == computation.parameters[number].name
 
 
 def _written(program: Program, computation: Computation, name: str, size: float) -> float:

@@ -291,3 +291,30 @@ def test_chips_by_topology_and_device_kind(name: str, peak: float):
 def test_other_chips_are_refused():
     with pytest.raises(ValueError, match="v9 is no TPU that costs can be read for; known: v5e, v5p, v6e, tpu7x"):
         chip("v9:2x2")
+
+
+def test_of_a_slice_that_is_prefetched_the_slice_counts():
+    part = "bf16[256,1024]{1,0:T(8,128)(2,1)S(1)}"
+    cost = read(
+        program(f"  %s = (({MATRIX}), {part}, s32[]{{:S(2)}}) slice-start(%a)\n  ROOT %d = {part} slice-done(%s)")
+    )
+    assert cost.prefetched_bytes == cost.hbm_bytes == BYTES / 4
+
+
+def test_a_weight_that_a_fusion_inside_only_reshapes_is_read():
+    flat = "bf16[1048576]{0:T(1024)(128)(2,1)}"
+    called = f"""%view (q: bf16[1024,1024]) -> bf16[1048576] {{
+  %q = {MATRIX} parameter(0)
+  ROOT %flat = {flat} bitcast(%q)
+}}
+
+%outer (p: bf16[1024,1024]) -> bf16[1048576] {{
+  %p = {MATRIX} parameter(0)
+  %inner = {flat} fusion(%p), kind=kLoop, calls=%view
+  ROOT %n = bf16[1048576]{{0:T(1024)(128)(2,1)S(1)}} negate(%inner)
+}}
+"""
+    text = program(
+        f"  ROOT %f = bf16[1048576]{{0:S(1)}} fusion(%a), kind=kLoop, calls=%outer, {estimate(10_000)}", called
+    )
+    assert read(text).hbm_bytes == BYTES
