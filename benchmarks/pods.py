@@ -10,7 +10,9 @@ and caches are needed. Each program takes minutes.
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -64,15 +66,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names of the programs to compile")
     only = parser.parse_args().only
     jax.config.update("jax_platforms", "cpu")  # only the compiler is needed
-    for columns, programs, make in (
-        (COLUMNS, PROGRAMS, trained),
-        (GENERATION_COLUMNS, GENERATION, generated),
-    ):
-        chosen = {name: options for name, options in programs.items() if only in name}
-        if chosen:
-            print(*words.table(columns, []), sep="\n")
-        for name, options in chosen.items():
-            print(f"| {' | '.join((name, *make(options)))} |", flush=True)
+    _print(COLUMNS, {name: partial(trained, options) for name, options in PROGRAMS.items() if only in name})
+    _print(
+        GENERATION_COLUMNS, {name: partial(generated, *options) for name, options in GENERATION.items() if only in name}
+    )
+
+
+def _print(columns: tuple[str, ...], lines: dict[str, Callable[[], tuple[str, ...]]]) -> None:
+    if lines:
+        print(*words.table(columns, []), sep="\n")
+    for name, make in lines.items():
+        print(f"| {' | '.join((name, *make()))} |", flush=True)
 
 
 def trained(options: str) -> tuple[str, ...]:
@@ -94,9 +98,8 @@ def trained(options: str) -> tuple[str, ...]:
     )
 
 
-def generated(options: tuple[str, str, dict[str, int], int]) -> tuple[str, ...]:
+def generated(architecture: str, topology: str, mesh: dict[str, int], rows: int) -> tuple[str, ...]:
     """A line of the table of generation."""
-    architecture, topology, mesh, rows = options
     config = replace(getattr(IdeficsConfig, f"idefics_{architecture}")(), dtype="bfloat16")
     size = config.vision_config.image_size
     inputs = {
