@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig, IdeficsPerceiverConfig, IdeficsVisionConfig
     from idefics_jax.image_processor import IdeficsImageProcessor
     from idefics_jax.model import IdeficsForVisionText2Text, IdeficsModel, IdeficsOutput
+    from idefics_jax.pocket import POCKET
     from idefics_jax.processor import IdeficsProcessor
     from idefics_jax.sharding import make_mesh
 
 __all__ = [
+    "POCKET",
     "IdeficsConfig",
     "IdeficsForVisionText2Text",
     "IdeficsImageProcessor",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "POCKET": "pocket",
     "IdeficsConfig": "config",
     "IdeficsForVisionText2Text": "model",
     "IdeficsImageProcessor": "image_processor",

@@ -2,14 +2,16 @@
 
     python -m pocket.prepare FOLDER [--documents N] [--processes N]
 
-FOLDER gets `train/` (WebDataset shards of conversations and few-shot documents), the questions `seen.jsonl` and
+FOLDER gets `train/` (WebDataset shards of conversations and few-shot documents), `names.tar`
+and `yes-no.tar` (questions out of these conversations, alone), the questions `seen.jsonl` and
 `unseen.jsonl` with their pictures, and `model/`, the untrained model with its tokenizer.
 """
 
 import argparse
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from io import BytesIO
@@ -25,9 +27,10 @@ from pocket import questions
 from pocket.drawings import SEEN, UNSEEN, Concept, Drawing, check, draw, read_concepts
 from pocket.scenes import COLOURS, PLACES, SIDE, Scene, make_scene
 from pocket.untrained import write_model
+from train.data.sources import TarShard
 
 SEED = 8
-DOCUMENTS = 80_000
+DOCUMENTS = 96_000
 SHARD = 2_000  # documents
 SHOWN = 96  # pixels of a picture that is measured on
 GLYPHS = 0.15  # share of training pictures drawn after a glyph, where there is one
@@ -68,7 +71,9 @@ def make_document(pictures: Pictures, random: np.random.Generator) -> tuple[dict
         return {"messages": questions.talk(random)}, []
     if kind < 0.8:
         scene = pictures.scene(int(random.choice([1, 2, 3, 4], p=[0.68, 0.12, 0.1, 0.1])), random)
-        return {"messages": questions.conversation(scene, pictures.concepts, random)}, [scene.image]
+        things = [drawing.concept.name for drawing in scene.drawings]
+        messages = questions.conversation(scene, pictures.concepts, random)
+        return {"messages": messages, "things": things}, [scene.image]
     form = str(random.choice(["answer", "question", "caption"], p=[0.45, 0.4, 0.15]))
     count = int(random.integers(1, MOST_SHOTS + 2))
     without = min(count - 1, 2) if form != "answer" and random.random() < 0.2 else 0
@@ -102,6 +107,26 @@ def write_shard(path: Path, first: int, count: int, seen: Sequence[Drawing]) -> 
             for place, image in enumerate(images):
                 _add(tar, f"{number:07d}.{place}.jpg", _jpeg(image))
     return unfinished.rename(path)
+
+
+def write_apart(path: Path, shards: Sequence[Path], wanted: Callable[[str, str], bool]) -> None:
+    """A shard of the questions and answers that are `wanted`, each alone, of all conversations about one thing."""
+    count = 0
+    with tarfile.open(path, "w") as tar:
+        for shard in shards:
+            source = TarShard(shard)
+            for number in range(len(source)):
+                record = source[number]
+                if len(record.get("things", ())) != 1:
+                    continue
+                _, _, content = record["images"][0].partition(",")
+                turns = [message["content"] for message in record["messages"]]
+                for asked, said in zip(turns[::2], turns[1::2], strict=True):
+                    pair = {"question": asked[-1]["text"], "answer": said}
+                    if wanted(*pair.values()):
+                        _add(tar, f"{count:07d}.json", json.dumps(pair).encode())
+                        _add(tar, f"{count:07d}.0.jpg", b64decode(content))
+                        count += 1
 
 
 def write_questions(folder: Path, name: str, drawings: Sequence[Drawing]) -> None:
@@ -189,6 +214,9 @@ def main() -> None:
                 shards.append(pool.submit(_shard, path, first, count, packages))
         for shard in track(shards, "Drawing pictures"):
             shard.result()
+    shards = sorted((folder / "train").glob("*.tar"))
+    write_apart(folder / "names.tar", shards, lambda question, _: question in questions.NAMING)
+    write_apart(folder / "yes-no.tar", shards, lambda _, answer: answer in ("yes", "no"))
 
 
 if __name__ == "__main__":

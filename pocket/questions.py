@@ -100,7 +100,8 @@ def _yes_or_no(
         name = present[int(random.integers(len(present)))].name
     else:
         kind = present[0].kind if random.random() < 0.5 else None
-        absent = [one for one in concepts if one not in present and kind in (None, one.kind)]
+        others = [one for one in concepts if one not in present]
+        absent = [one for one in others if one.kind == kind] or others
         name = absent[int(random.integers(len(absent)))].name
     forms = ["Is there {}?", "Is there {} in the picture?", "Do you see {}?"] + ["Is this {}?"] * (2 * (not several))
     return Asked("yes/no", _one(forms, random).format(with_article(name)), "yes" if there else "no")

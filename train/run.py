@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.cli.loading import keep_compiled_programs
 from idefics_jax.compiler import training_options
 from idefics_jax.lora import merge_adapters
 from idefics_jax.paths import as_path
@@ -42,6 +43,7 @@ def run(config: TrainConfig) -> int:
         RuntimeError: too many records or steps could not be used.
     """
     join(config.process)
+    keep_compiled_programs()
     watch = Watch(config.process.patience)
     with watch:
         trainer = Trainer(config, watch)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from idefics_jax.cli.arguments import make_parser
+from idefics_jax.pocket import POCKET
 
+WITHOUT_MODEL = "Using the pocket model, which knows drawings of common things; --model takes another."
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a program ended by SIGINT or SIGPIPE
 
 
@@ -30,7 +32,12 @@ def execute(arguments: Sequence[str]) -> int:
     options.arguments = list(arguments)
 
     def run() -> int:
-        if options.command == "generate":
+        if options.model is None:
+            options.model = POCKET
+            print(WITHOUT_MODEL, file=sys.stderr)
+        if options.command == "demo":
+            from idefics_jax.cli.demo import run
+        elif options.command == "generate":
             from idefics_jax.cli.generate import run
         elif options.command == "eval":
             from idefics_jax.cli.eval import run

@@ -10,21 +10,26 @@ from idefics_jax.cli.eval_arguments import EVAL, EVAL_EXAMPLES, add_eval_options
 DESCRIPTION = "IDEFICS: images and text in, text out."
 EXAMPLES = """
 examples:
-  idefics-jax generate --model DIR --image cat.jpg --prompt "User:<image>What is in this picture?"
+  idefics-jax demo
+  idefics-jax generate --image guitar.png --question "What is in this picture?"
   idefics-jax chat --model HuggingFaceM4/idefics-9b-instruct
   idefics-jax eval classification --model DIR --data pets/test --support pets/train --shots 4,16 --out runs/pets
 
+Without --model, all of them take the pocket model, which comes with the package and knows drawings of common things.
 `idefics-jax generate --help`, `idefics-jax chat --help` and `idefics-jax eval --help` say more.
 """
+DEMO = "Answers a few questions about pictures that come with the package."
 GENERATE = "Answers one prompt. Standard output gets the answer and nothing else."
 GENERATE_EXAMPLES = r"""
 examples:
+  A question, put as the instruct checkpoints were trained:
+    idefics-jax generate --model DIR --image a.jpg --question "What is this?"
   Two images; each <image> in the prompt stands for one, in order:
     idefics-jax generate --model DIR --image a.jpg --image b.png --prompt "User:<image>What differs from <image>?"
-  The form that the instruct checkpoints were trained on ($'...' is how bash writes a newline):
+  What --question makes of the first example ($'...' is how bash writes a newline):
     idefics-jax generate --model DIR --image a.jpg \
       --prompt $'User:<image>What is this?<end_of_utterance>\nAssistant:'
-  The same as chat messages, which need no such care:
+  The same as chat messages, of which there may be more:
     echo '[{"role": "user", "content": [{"type": "image", "path": "a.jpg"},
            {"type": "text", "text": "What is this?"}]}]' | idefics-jax generate --model DIR --messages -
   On eight devices, each with an eighth of the weights:
@@ -70,10 +75,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser: `command` is "generate", "chat" or "eval", the rest is as the options are called."""
+    """The parser: `command` is "demo", "generate", "chat" or "eval", the rest is as the options are called."""
     parser = Parser(prog="idefics-jax", description=DESCRIPTION, epilog=EXAMPLES, **STYLE)
     parser.add_argument("--version", action="version", version=f"idefics-jax {version('idefics-jax')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,chat,eval}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,generate,chat,eval}")
+
+    _add_model(commands.add_parser("demo", help=DEMO, description=DEMO, **STYLE))
 
     generate = commands.add_parser("generate", help=GENERATE, description=GENERATE, epilog=GENERATE_EXAMPLES, **STYLE)
     _add_model(generate)
@@ -82,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--prompt", metavar="TEXT", help='text, with <image> where an image goes; "-" reads standard input'
     )
+    text.add_argument("--question", metavar="TEXT", help="a question about the images, asked as in a conversation")
     text.add_argument("--messages", metavar="FILE", help='a JSON list of chat messages; "-" reads standard input')
     prompt.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="an image's file or URL; repeat it for more"
@@ -116,7 +124,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, metavar="DIR", help="a checkpoint's directory, or its id on the hub")
+    group.add_argument(
+        "--model", metavar="DIR", help="a checkpoint's directory, or its id on the hub (default: the pocket model)"
+    )
     group.add_argument(
         "--mesh",
         type=mesh_sizes,

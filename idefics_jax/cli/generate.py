@@ -11,6 +11,7 @@ import numpy as np
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model
+from idefics_jax.images import image_source
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
 
@@ -69,7 +70,12 @@ def _answer(options: argparse.Namespace, prints: bool) -> None:
 
 
 def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dict[str, np.ndarray]:
-    """The model's inputs for `--prompt` and `--image`, or for `--messages`."""
+    """The model's inputs for `--prompt` or `--question` and `--image`, or for `--messages`."""
+    if options.question is not None:
+        parts = [{"type": "image", "image": image_source(image)} for image in options.image]
+        parts.append({"type": "text", "text": options.question})
+        prompt = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        return processor([prompt])
     if options.messages is None:
         text = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
         return processor(text, images=options.image)
@@ -105,7 +111,7 @@ def _check(options: argparse.Namespace) -> None:
     draws = any(getattr(options, name) is not None for name in ("temperature", "top_k", "top_p", "min_p"))
     draws &= options.temperature != 0
     if options.messages is not None and options.image:
-        raise ValueError("--image goes with --prompt; name the images of --messages in the messages.")
+        raise ValueError("--image goes with --prompt or --question; name the images of --messages in the messages.")
     if options.num_beams > 1 and draws:
         raise ValueError("--num-beams takes the likeliest tokens; leave it out, or --temperature and the like.")
     if options.stream and (several or options.num_beams > 1):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.pocket import POCKET
 from idefics_jax.processor import IdeficsProcessor
 
 
@@ -43,7 +44,7 @@ def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, Any] | None =
     mesh = None if mesh_sizes is None else make_mesh(**mesh_sizes)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
-        if IdeficsConfig.from_pretrained(path).dtype != dtype:
+        if path != POCKET and IdeficsConfig.from_pretrained(path).dtype != dtype:
             note("Computing in float32, since bfloat16 is slow on a CPU; --dtype bfloat16 takes half the memory.")
     return IdeficsForVisionText2Text.from_pretrained(
         path, dtype=dtype or "auto", mesh=mesh, progress=sys.stderr.isatty()

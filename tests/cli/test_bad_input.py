@@ -155,8 +155,8 @@ def test_messages_have_their_own_images(generate, images):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {generate,chat}"),
-        (["generate", "--model", "x"], "one of the arguments --prompt --messages is required"),
+        ([], "required: {demo,generate,chat,eval}"),
+        (["generate", "--model", "x"], "one of the arguments --prompt --question --messages is required"),
         (["generate", "--model", "x", "--prompt", "y", "--top-k", "many"], "invalid int value: 'many'"),
         (["generate", "--model", "x", "--prompt", "y", "--json", "--stream"], "not allowed with"),
         (["chat", "--model", "x", "--image", "y"], "unrecognized arguments: --image y"),
