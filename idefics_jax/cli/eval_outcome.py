@@ -15,6 +15,7 @@ from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.report import write_report
 from idefics_jax.evaluation.results import predictions, score
 from idefics_jax.evaluation.store import Answer, Store, write_json
+from idefics_jax.pocket import POCKET
 
 PROBLEMS_SHOWN = 10
 
@@ -69,7 +70,7 @@ def finish(
     shown = [problem.text for problem in [*worst, *of_support][:PROBLEMS_SHOWN]]
     summary = {
         "task": options.task,
-        "model": options.model,
+        "model": "the pocket model" if options.model == POCKET else options.model,
         "command": shlex.join(["idefics-jax", *options.arguments]),
         "settings": _shown_settings(protocol),
         "main": main,
