@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from idefics_jax.images import ImageInput, image_source
-from idefics_jax.prompts import Prompt, Text
+from idefics_jax.prompts import IMAGE_TOKEN, Prompt, Text
 
 ROLES = {"user": "User", "assistant": "Assistant"}
 
@@ -85,3 +85,20 @@ def _part(part: Any, name: str) -> Text | ImageInput:
     if isinstance(source, Image.Image | np.ndarray | Path):
         return source
     raise ValueError(f"{name} is neither a text nor an image with an 'image', 'path' or 'url': {str(part)[:100]}.")
+
+
+def message_parts(text: str, images: Sequence[ImageInput]) -> list[dict[str, Any]]:
+    """A message's content for `chat_prompt`: images where they are marked in the text, otherwise before it.
+
+    Raises:
+        ValueError: not one image for each mark.
+    """
+    texts = text.split(IMAGE_TOKEN)
+    if len(texts) == 1:
+        texts = [""] * len(images) + texts
+    if len(texts) - 1 != len(images):
+        raise ValueError(f"The message has {len(texts) - 1} {IMAGE_TOKEN} marks, and {len(images)} images go with it.")
+    parts: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
+    for image, text in zip(images, texts[1:], strict=True):
+        parts += [{"type": "image", "image": image}, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]

@@ -56,7 +56,7 @@ UNSEEN = {
 FEWEST = 4  # coloured drawings of a thing in training
 
 # Glyphs that show something else than the emoji of their name.
-OTHER_THINGS = {"mouse", "bat", "bug", "ring", "drop", "wave", "link", "folder", "shell", "die", "bank", "milk", "meat"}
+OTHER_THINGS = {"bug", "mouse", "ring"}
 
 
 class Concept(NamedTuple):

@@ -44,7 +44,7 @@ def main() -> None:
     print_styles(data["unseen"])
     print_shots(model, processor, data)
     if options.failures:
-        draw_failures(data["unseen"], folder, options.failures)
+        draw_failures(data["unseen"], options.failures)
 
 
 def read(folder: Path, name: str) -> list[Record]:
@@ -150,7 +150,7 @@ def _merged(prompt: Sequence[Any]) -> list[Any]:
     return merged
 
 
-def draw_failures(records: Sequence[Record], folder: Path, path: Path, count: int = 24, side: int = 96) -> None:
+def draw_failures(records: Sequence[Record], path: Path, count: int = 24, side: int = 96) -> None:
     """The first of a random order of wrong names: what it said, and what it was."""
     wrong = [r for r in records if r["kind"] == "name" and r["said"] != r["answer"]]
     order = np.random.default_rng(SEED).permutation(len(wrong))[:count]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import Printer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
 from idefics_jax.cli.loading import choosing, load_model, note
@@ -17,7 +18,7 @@ from idefics_jax.generation.context import Context
 from idefics_jax.images import image_source, load_image
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
-from idefics_jax.prompts import IMAGE_TOKEN, Text
+from idefics_jax.prompts import Text
 
 
 class Conversation:
@@ -61,7 +62,7 @@ class Conversation:
 
     def turn(self, text: str) -> dict[str, np.ndarray]:
         """The model's inputs for a message and its images: with what ends the last answer, without what was read."""
-        message = {"role": "user", "content": _parts(text, self.images)}
+        message = {"role": "user", "content": message_parts(text, self.images)}
         prompt: Any = self.processor.apply_chat_template([message], add_generation_prompt=True)
         if self.context is None:
             return self.processor([prompt])
@@ -125,16 +126,3 @@ def _lines(interactive: bool) -> Iterator[str]:
         except EOFError:
             note("")
             return
-
-
-def _parts(text: str, images: list[Image.Image]) -> list[dict[str, Any]]:
-    """A message's content: images where they are marked in the text, otherwise before it."""
-    texts = text.split(IMAGE_TOKEN)
-    if len(texts) == 1:
-        texts = [""] * len(images) + texts
-    if len(texts) - 1 != len(images):
-        raise ValueError(f"The message has {len(texts) - 1} {IMAGE_TOKEN} marks, and {len(images)} images go with it.")
-    parts: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
-    for image, text in zip(images, texts[1:], strict=True):
-        parts += [{"type": "image", "image": image}, {"type": "text", "text": text}]
-    return [part for part in parts if part.get("text") != ""]

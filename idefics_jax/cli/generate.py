@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model
@@ -72,9 +73,8 @@ def _answer(options: argparse.Namespace, prints: bool) -> None:
 def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dict[str, np.ndarray]:
     """The model's inputs for `--prompt` or `--question` and `--image`, or for `--messages`."""
     if options.question is not None:
-        parts = [{"type": "image", "image": image_source(image)} for image in options.image]
-        parts.append({"type": "text", "text": options.question})
-        prompt = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        content = message_parts(options.question, [image_source(image) for image in options.image])
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return processor([prompt])
     if options.messages is None:
         text = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
