@@ -164,12 +164,11 @@ def answers(model_directory: Path, questions: Sequence[Asked], images: bool) -> 
     """A model's greedy answers."""
     model = IdeficsForVisionText2Text.from_pretrained(model_directory)
     processor = IdeficsProcessor.from_pretrained(model_directory)
-    end = processor.tokenizer.convert_tokens_to_ids([END_OF_UTTERANCE])
     found: list[str] = []
     for first in range(0, len(questions), BATCH):
         messages = [[{"role": "user", "content": content(one, images)}] for one in questions[first : first + BATCH]]
         inputs: Any = processor.apply_chat_template(messages, True, tokenize=True, pad_to_multiple_of=32)
-        tokens = model.generate(**inputs, max_new_tokens=4, eos_token_id=end)
+        tokens = model.generate(**inputs, max_new_tokens=4, eos_token_id=processor.answer_ends)
         new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
         found += processor.batch_decode(new, skip_special_tokens=True)
     return [text.strip() for text in found]

@@ -39,6 +39,12 @@ class IdeficsProcessor:
         self.fake_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids([FAKE_TOKEN, IMAGE_TOKEN])
         self.end_of_utterance = END_OF_UTTERANCE if END_OF_UTTERANCE in tokenizer else ""
 
+    @property
+    def answer_ends(self) -> list[int]:
+        """The tokens that end an answer: the end of a sequence, and that of an utterance where there is one."""
+        ends = [self.end_of_utterance] if self.end_of_utterance else []
+        return [self.tokenizer.eos_token_id, *self.tokenizer.convert_tokens_to_ids(ends)]
+
     def __call__(
         self,
         text: Any = None,

@@ -1,8 +1,11 @@
 """Hugging Face checkpoints come in and go out bit for bit, in any form, on any mesh; bad ones give one sentence."""
 
 import json
+import os
 import resource
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -302,3 +305,33 @@ def test_a_config_that_disagrees_with_the_weights(checkpoint):
     assert "Unknown in" in refusal(checkpoint)
     change_config(checkpoint, num_hidden_layers=4, hidden_act="swish7")
     assert "swish7" in refusal(checkpoint)
+
+
+MEMORY = """
+import sys, threading, time
+import jax
+from idefics_jax import IdeficsForVisionText2Text, make_mesh
+
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+mesh = make_mesh(fsdp=4, tensor=2)
+jax.block_until_ready(jax.numpy.ones(8))
+before, most = held(), []
+threading.Thread(target=lambda: [(most.append(held()), time.sleep(0.002)) for _ in iter(int, 1)], daemon=True).start()
+model = jax.block_until_ready(IdeficsForVisionText2Text.from_pretrained(sys.argv[1], mesh=mesh))
+print(max(most) - before, sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's account of memory")
+def test_little_is_held_beside_the_weights_while_they_load_onto_a_mesh(tmp_path):
+    """Anonymous memory, in which the CPU devices' weights lie too; the memory-mapped files are not of it."""
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+    checkpoint = save_random_checkpoint(tmp_path, sizes)
+    printed = subprocess.run([sys.executable, "-c", MEMORY, checkpoint], check=True, capture_output=True, text=True)
+    held, weights = map(int, printed.stdout.split())
+    assert weights > 3e8
+    assert held < 1.15 * weights

@@ -81,10 +81,11 @@ class Trainer:
         objective = Objective(self.template, config, self.processor.image_processor, self.processor.image_token_id)
         with on_mesh(self.mesh):
             state = jax.jit(lambda params: init_state(params, self.optimizer, config.ema is not None))(params)
-            self.train_step = jax.jit(
-                make_train_step(objective, self.optimizer), donate_argnums=0, compiler_options=training_options()
-            )
-            if config.compiled is not None:
+            if config.compiled is None:
+                self.train_step = jax.jit(
+                    make_train_step(objective, self.optimizer), donate_argnums=0, compiler_options=training_options()
+                )
+            else:
                 lowered, _ = lower(config, self.model_config, self.mesh, self.processor)
                 self.train_step = load_program(
                     config.compiled, lowered, jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)

@@ -47,11 +47,6 @@ def answers(model: Any, processor: IdeficsProcessor, asked: Sequence[Question]) 
         for one in asked
     ]
     inputs: Any = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
-    ends = [processor.end_of_utterance] if processor.end_of_utterance else []
-    tokens = model.generate(
-        **inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=[processor.tokenizer.eos_token_id, *processor.tokenizer.convert_tokens_to_ids(ends)],
-    )
+    tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=processor.answer_ends)
     new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

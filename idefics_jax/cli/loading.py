@@ -58,7 +58,6 @@ def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: I
     do_sample = bool(draws) and options.temperature != 0
     tokenizer = processor.tokenizer
     eos = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
-    ends = [processor.end_of_utterance] if processor.end_of_utterance else []
     return {
         "do_sample": do_sample,
         **(draws if do_sample else {}),
@@ -68,7 +67,7 @@ def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: I
         "min_new_tokens": options.min_new_tokens,
         "bad_words_ids": [tokenizer.encode(word) for word in options.bad_word],
         "suppress_tokens": [processor.fake_token_id, processor.image_token_id],
-        "eos_token_id": [*eos, *tokenizer.convert_tokens_to_ids(ends)],
+        "eos_token_id": list(dict.fromkeys([*eos, *processor.answer_ends])),
         "stop_strings": options.stop,
         "tokenizer": processor,
     }

@@ -94,7 +94,9 @@ def lower(
         ValueError: the inputs do not fit each other or the model.
     """
     model = IdeficsForVisionText2Text.abstract(config, param_dtype=config.dtype, mesh=mesh)
-    prompts, sampling = _prompts(config, **inputs), _sampling(config, bad_words_ids, stop_strings, tokenizer)
+    eos = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
+    prompts = check_prompts(config, 0 if config.pad_token_id is None else config.pad_token_id, eos, **inputs)
+    sampling = _sampling(config, bad_words_ids, stop_strings, tokenizer)
     with on_mesh(mesh.abstract_mesh):
         reading = plan_reading(prompts, None, max_new_tokens)
         call = _Call(model, mesh, prompts, sampling, reading, copies)
@@ -109,30 +111,6 @@ def lower(
         images=call.seen,
         slots=reading.slots,
         step_bytes=weights + _bytes((caches.self_attention, caches.cross_attention)),
-    )
-
-
-def _prompts(
-    config: IdeficsConfig,
-    input_ids: Any = None,
-    attention_mask: Any = None,
-    inputs_embeds: Any = None,
-    image_attention_mask: Any = None,
-    **images: Any,
-) -> Prompts:
-    eos = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
-    pad = 0 if config.pad_token_id is None else config.pad_token_id
-    names = ("pixel_values", "image_encoder_embeddings", "perceiver_embeddings")
-    return check_prompts(
-        config,
-        pad,
-        eos,
-        input_ids,
-        attention_mask,
-        inputs_embeds,
-        image_attention_mask,
-        may_be_none=False,
-        **dict.fromkeys(names) | images,
     )
 
 

@@ -45,11 +45,11 @@ def check_prompts(
     config: IdeficsConfig,
     pad: int,
     eos: list[int],
-    input_ids: Any,
-    attention_mask: Any,
-    inputs_embeds: Any,
-    image_attention_mask: Any,
-    may_be_none: bool,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    inputs_embeds: Any = None,
+    image_attention_mask: Any = None,
+    may_be_none: bool = False,
     **image_inputs: Any,
 ) -> Prompts:
     """Makes `Prompts` of what `generate` was given; without any only if there `may_be_none`.

@@ -1,14 +1,8 @@
 """`--mesh` and several processes: the same answers, and what is said of sizes that do not fit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.cli.helpers import NEW_TOKENS, PROMPT, check_sentence
-from tests.train.runs import free_port
+from tests.cli.helpers import NEW_TOKENS, PROMPT, check_sentence, two_processes
 
 
 def test_the_answer_is_the_same_on_a_mesh(generate):
@@ -57,48 +51,20 @@ def test_options_that_do_not_fit(arguments, message, generate):
     check_sentence(generate(*arguments, status=1), message)
 
 
-def several(checkpoint, *arguments):
-    """Standard output, standard error and status of two processes of four devices."""
-    command = [Path(sys.executable).parent / "idefics-jax", "generate", "--model", checkpoint, "--prompt", PROMPT]
-    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    processes = [
-        subprocess.Popen(
-            [str(part) for part in (*command, *arguments, *where, "--process", index)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        return [(*process.communicate(timeout=200), process.returncode) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def answer_alone(out):
-    """Without what JAX's connections between processes on CPUs print, their lines in one another."""
-    lines = out.splitlines(keepends=True)
-    return "".join(line for line in lines if "[Gloo]" not in line and "peer ranks" not in line)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [[], ["--stream"]], ids=str)
 def test_of_two_processes_the_first_answers(stream, generate, checkpoint, images):
     given = [part for path in images for part in ("--image", path)]
     arguments = [*given, "--max-new-tokens", NEW_TOKENS, "--mesh", "fsdp=2,tensor=4", *stream]
-    (first, err, status), (second, other_err, other_status) = several(checkpoint, *arguments)
-    assert (status, other_status) == (0, 0), err + other_err
-    assert answer_alone(first) == generate()
-    assert answer_alone(second) == ""
+    first, second = two_processes("generate", "--model", checkpoint, "--prompt", PROMPT, *arguments)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert (first.out, second.out) == (generate(), "")
 
 
 @pytest.mark.slow
 def test_a_mistake_in_the_first_process_ends_both(checkpoint):
-    (_, err, status), (_, _, other_status) = several(checkpoint, *["--image", "missing.jpg"] * 2, "--mesh", "tensor=-1")
-    assert status == 1
-    assert "missing.jpg" in err.splitlines()[-1]
-    assert other_status != 0
+    given = ["--model", checkpoint, "--prompt", PROMPT, *["--image", "missing.jpg"] * 2]
+    first, second = two_processes("generate", *given, "--mesh", "tensor=-1")
+    assert first.status == 1
+    assert "missing.jpg" in first.err.splitlines()[-1]
+    assert second.status != 0

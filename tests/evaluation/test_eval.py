@@ -17,9 +17,8 @@ from idefics_jax.evaluation import runner
 from idefics_jax.evaluation.features import image_features
 from idefics_jax.evaluation.metrics import exact_match, vqa_accuracy
 from idefics_jax.evaluation.scoring import log_likelihoods
-from tests.cli.helpers import check_sentence
+from tests.cli.helpers import check_sentence, two_processes
 from tests.evaluation.conftest import IMAGES
-from tests.train.runs import free_port
 
 WORDS = ("cat", "dog", "street", "rain", "sail")
 
@@ -444,25 +443,7 @@ def test_two_processes_answer_as_one(task, evaluate, base, files, tmp_path):
     arguments += ("--select", "rices") if task == "classification" else ()
     alone, printed, _ = evaluate(task, *arguments)
     given = command(task, *arguments, out=tmp_path / "both", model=base, files=files)
-    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    processes = [
-        subprocess.Popen(
-            [Path(sys.executable).parent / "idefics-jax", *given, *where, str(index)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        ends = [(*process.communicate(timeout=300), process.returncode) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [end[2] for end in ends] == [0, 0], ends[0][1] + ends[1][1]
-    # Without what JAX's connections between processes on CPUs print, their lines in one another.
-    own = ["".join(line for line in out.splitlines(keepends=True) if "peer ranks" not in line) for out, _, _ in ends]
-    assert own == [printed, ""]
+    first, second = two_processes(*given)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert (first.out, second.out) == (printed, "")
     assert read_json(tmp_path / "both", "predictions-1.json") == read_json(alone, "predictions-1.json")
