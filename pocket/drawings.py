@@ -4,13 +4,14 @@ import json
 import subprocess
 import tarfile
 from collections import defaultdict
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 96  # pixels of a rendered drawing's longer side
 
@@ -22,6 +23,7 @@ class IconSet(NamedTuple):
     licence: of the drawings.
     glyphs: in one colour, so that they can be had in any.
     suffixes: what may follow a thing's name in a drawing's, as a variant of the same.
+    codes: where the package has drawings by the emoji's code, as images ("{}" is the code) or as a font.
     """
 
     package: str
@@ -29,6 +31,7 @@ class IconSet(NamedTuple):
     author: str
     glyphs: bool = False
     suffixes: tuple[str, ...] = ("",)
+    codes: str = ""
 
 
 #: In training.
@@ -36,17 +39,24 @@ SEEN = {
     "noto": IconSet("@iconify-json/noto@1.2.9", "Apache-2.0", "Google"),
     "noto-v1": IconSet("@iconify-json/noto-v1@1.2.5", "Apache-2.0", "Google"),
     "fluent-emoji": IconSet("@iconify-json/fluent-emoji@1.2.7", "MIT", "Microsoft"),
+    "fluent-emoji-3d": IconSet("@lobehub/fluent-emoji-3d@1.1.0", "MIT", "Microsoft", codes="assets/{}.webp"),
     "fluent-emoji-flat": IconSet("@iconify-json/fluent-emoji-flat@1.2.6", "MIT", "Microsoft"),
     "fluent-emoji-high-contrast": IconSet("@iconify-json/fluent-emoji-high-contrast@1.2.6", "MIT", "Microsoft", True),
     "fxemoji": IconSet("@iconify-json/fxemoji@1.2.2", "Apache-2.0", "Mozilla"),
     "streamline-emojis": IconSet(
         "@iconify-json/streamline-emojis@1.2.4", "CC-BY-4.0", "Streamline", suffixes=("", "-1", "-2", "-3")
     ),
+    "noto-emoji": IconSet(
+        "@fontsource/noto-emoji@5.3.2", "OFL-1.1", "Google", True, codes="files/noto-emoji-emoji-400-normal.woff"
+    ),
     "mdi": IconSet("@iconify-json/mdi@1.2.3", "Apache-2.0", "Pictogrammers", True),
     "game-icons": IconSet("@iconify-json/game-icons@1.2.4", "CC-BY-3.0", "Game-icons.net", True),
     "ph": IconSet("@iconify-json/ph@1.2.2", "MIT", "Phosphor Icons", True, ("-fill", "-duotone")),
     "fa6-solid": IconSet("@iconify-json/fa6-solid@1.2.4", "CC-BY-4.0", "Font Awesome", True),
     "lucide": IconSet("@iconify-json/lucide@1.2.137", "ISC", "Lucide contributors", True),
+    "mingcute": IconSet("@iconify-json/mingcute@1.2.8", "Apache-2.0", "MingCute Design", True, ("-fill", "-line")),
+    "tabler": IconSet("@iconify-json/tabler@1.2.41", "MIT", "Paweł Kuna", True, ("", "-filled")),
+    "hugeicons": IconSet("@iconify-json/hugeicons@1.2.35", "MIT", "Hugeicons", True),
 }
 #: Never in training: the styles in which the model is measured.
 UNSEEN = {
@@ -88,8 +98,8 @@ def read_concepts() -> list[Concept]:
     return concepts
 
 
-def fetch(icons: IconSet, folder: Path) -> dict[str, Any]:
-    """The package's drawings as Iconify stores them; the archive stays in `folder`.
+def fetch(icons: IconSet, folder: Path) -> Path:
+    """The package's archive, which stays in `folder`.
 
     Raises:
         RuntimeError: npm cannot fetch it.
@@ -102,14 +112,17 @@ def fetch(icons: IconSet, folder: Path) -> dict[str, Any]:
         if packed.returncode:
             raise RuntimeError(f"npm cannot fetch {icons.package}: {packed.stderr.strip()}")
         (folder / packed.stdout.split()[-1]).rename(kept)
-    with tarfile.open(kept) as archive:
-        file = archive.extractfile("package/icons.json")
-        assert file is not None
-        return json.load(file)
+    return kept
+
+
+def read_json(archive: Path, name: str) -> dict[str, Any]:
+    """A JSON file of an Iconify package."""
+    with tarfile.open(archive) as tar:
+        return json.loads(_read(tar, f"{name}.json"))
 
 
 def render(icons: dict[str, Any], name: str, size: int = SIZE) -> np.ndarray:
-    """`[height, width, 4]` uint8: a drawing without the empty space around it, its longer side about `size`."""
+    """`[height, width, 4]` uint8: a drawing of an Iconify package, its longer side about `size`."""
     icon = icons["icons"][name]
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     body = icon["body"].replace("currentColor", "#000")
@@ -118,7 +131,12 @@ def render(icons: dict[str, Any], name: str, size: int = SIZE) -> np.ndarray:
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{size}" height="{size}" viewBox="{left} {top} {width} {height}">{body}</svg>'
     )
-    image = Image.open(BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
+    return _cut(Image.open(BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))))
+
+
+def _cut(image: Image.Image) -> np.ndarray:
+    """`[height, width, 4]` uint8 without the empty space around it."""
+    image = image.convert("RGBA")
     return np.asarray(image.crop(image.getchannel("A").getbbox()))
 
 
@@ -129,12 +147,49 @@ def draw(folder: Path, sets: dict[str, IconSet]) -> list[Drawing]:
         RuntimeError: as `fetch`.
     """
     concepts, drawings = read_concepts(), []
+    names = {name: code for code, name in read_json(fetch(SEEN["noto"], folder), "chars").items()}
     for style, icons in sets.items():
-        stored = fetch(icons, folder)
-        for concept in concepts:
-            for name in dict.fromkeys(found for one in concept.drawings for found in _names(one, style, icons, stored)):
-                drawings.append(Drawing(concept, style, icons.glyphs, render(stored, name)))
+        archive = fetch(icons, folder)
+        if icons.codes:
+            codes = {concept: [names[name] for name in concept.drawings if name in names] for concept in concepts}
+            found = _by_code(archive, icons.codes, codes)
+        else:
+            found = _by_name(archive, style, icons, concepts)
+        drawings += [Drawing(concept, style, icons.glyphs, pixels) for concept, pixels in found]
     return drawings
+
+
+def _by_name(
+    archive: Path, style: str, icons: IconSet, concepts: list[Concept]
+) -> Iterator[tuple[Concept, np.ndarray]]:
+    stored = read_json(archive, "icons")
+    for concept in concepts:
+        for name in dict.fromkeys(found for one in concept.drawings for found in _names(one, style, icons, stored)):
+            yield concept, render(stored, name)
+
+
+def _by_code(archive: Path, file: str, codes: dict[Concept, list[str]]) -> Iterator[tuple[Concept, np.ndarray]]:
+    """Drawings of a package of images, or of a font, by the hexadecimal codes of emoji."""
+    with tarfile.open(archive) as tar:
+        members = set(tar.getnames())
+        font = None if "{}" in file else ImageFont.truetype(BytesIO(_read(tar, file)), SIZE)
+        for concept, wanted in codes.items():
+            for code in wanted:
+                if font:
+                    image = Image.new("RGBA", (2 * SIZE, 2 * SIZE))
+                    ImageDraw.Draw(image).text((SIZE // 2, SIZE // 2), chr(int(code, 16)), fill="black", font=font)
+                    yield concept, _cut(image)
+                    continue
+                for name in (file.format(code), file.format(f"{code}-fe0f")):  # the latter: drawn, not a letter
+                    if f"package/{name}" in members:
+                        image = Image.open(BytesIO(_read(tar, name))).convert("RGBA")
+                        yield concept, _cut(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+def _read(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(f"package/{name}")
+    assert file is not None
+    return file.read()
 
 
 def check(seen: list[Drawing], unseen: list[Drawing]) -> None:

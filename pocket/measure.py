@@ -70,8 +70,8 @@ def said_to(
     model: Any, processor: IdeficsProcessor, records: Sequence[Record], prompt: Callable[[Record], list[Any]]
 ) -> list[str]:
     """The model's greedy answers, up to the end of the turn or line."""
-    tokenizer, said = processor.tokenizer, []
-    ends = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["<end_of_utterance>", "<0x0A>"])]
+    said: list[str] = []
+    ends = [*processor.answer_ends, *processor.tokenizer.convert_tokens_to_ids(["<0x0A>"])]
     for first in range(0, len(records), BATCH):
         batch = records[first : first + BATCH]
         padded = [*batch, *[batch[-1]] * (BATCH - len(batch))]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pocket.drawings import UNSEEN, Drawing, fetch, read_concepts, render
+from pocket.drawings import UNSEEN, Drawing, fetch, read_concepts, read_json, render
 from pocket.scenes import make_scene
 
 SIDE = 224
@@ -38,7 +38,8 @@ PICTURES = {
 
 def draw(packages: Path, picture: Picture) -> Image.Image:
     """The picture; `packages` is where `pocket.prepare` put them."""
-    stored, concepts = fetch(UNSEEN[STYLE], packages), {concept.name: concept for concept in read_concepts()}
+    stored = read_json(fetch(UNSEEN[STYLE], packages), "icons")
+    concepts = {concept.name: concept for concept in read_concepts()}
     drawings = [
         Drawing(concepts[thing], STYLE, False, render(stored, concepts[thing].drawings[0], SIDE))
         for thing in picture.things

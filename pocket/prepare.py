@@ -2,9 +2,9 @@
 
     python -m pocket.prepare FOLDER [--documents N] [--processes N]
 
-FOLDER gets `train/` (WebDataset shards of conversations and few-shot documents), `names.tar`
-and `yes-no.tar` (questions out of these conversations, alone), the questions `seen.jsonl` and
-`unseen.jsonl` with their pictures, and `model/`, the untrained model with its tokenizer.
+FOLDER gets `train/` (WebDataset shards of conversations and few-shot documents), `names.tar` and others
+(questions about their pictures, each skill alone), the questions `seen.jsonl` and `unseen.jsonl` with
+their pictures, and `model/`, the untrained model with its tokenizer.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import tarfile
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from io import BytesIO
 from multiprocessing import get_context
@@ -33,9 +34,16 @@ SEED = 8
 DOCUMENTS = 96_000
 SHARD = 2_000  # documents
 SHOWN = 96  # pixels of a picture that is measured on
-GLYPHS = 0.15  # share of training pictures drawn after a glyph, where there is one
+GLYPHS = 0.2  # share of training pictures drawn after a glyph, where there is one
 MOST_SHOTS = 4
 SHOT_KINDS = ("name", "background", "kind", "count")
+#: Skills that are learnt one at a time, by their questions and answers.
+APART: dict[str, Callable[[str, str], bool]] = {
+    "names": lambda question, _: question in questions.NAMING,
+    "places": lambda question, _: question.startswith(("What is at the", "Where is the")),
+    "yes-no": lambda _, answer: answer in ("yes", "no"),
+    "backgrounds": lambda question, _: question in questions.BACKGROUND,
+}
 MEASURED = {"name": 0, "background": 600, "yes/no": 1000, "count": 600, "where": 600, "kind": 600}  # 0: every drawing
 
 
@@ -71,9 +79,8 @@ def make_document(pictures: Pictures, random: np.random.Generator) -> tuple[dict
         return {"messages": questions.talk(random)}, []
     if kind < 0.8:
         scene = pictures.scene(int(random.choice([1, 2, 3, 4], p=[0.68, 0.12, 0.1, 0.1])), random)
-        things = [drawing.concept.name for drawing in scene.drawings]
         messages = questions.conversation(scene, pictures.concepts, random)
-        return {"messages": messages, "things": things}, [scene.image]
+        return {"messages": messages, "things": [scene.things()]}, [scene.image]
     form = str(random.choice(["answer", "question", "caption"], p=[0.45, 0.4, 0.15]))
     count = int(random.integers(1, MOST_SHOTS + 2))
     without = min(count - 1, 2) if form != "answer" and random.random() < 0.2 else 0
@@ -84,8 +91,9 @@ def make_document(pictures: Pictures, random: np.random.Generator) -> tuple[dict
         scene = pictures.scene(int(random.integers(2, 5)) if several else 1, random)
         kinds = [asked_kind] if asked_kind else _kinds(scene)
         pairs.append((scene, questions.ask(str(random.choice(kinds)), scene, pictures.concepts, random)))
-    images = [scene.image for scene, _ in pairs[without:]]
-    return {"text": questions.document(pairs, form, without)}, images
+    scenes = [scene for scene, _ in pairs[without:]]
+    text = questions.document(pairs, form, without)
+    return {"text": text, "things": [scene.things() for scene in scenes]}, [scene.image for scene in scenes]
 
 
 def _kinds(scene: Scene) -> list[str]:
@@ -109,24 +117,38 @@ def write_shard(path: Path, first: int, count: int, seen: Sequence[Drawing]) -> 
     return unfinished.rename(path)
 
 
-def write_apart(path: Path, shards: Sequence[Path], wanted: Callable[[str, str], bool]) -> None:
-    """A shard of the questions and answers that are `wanted`, each alone, of all conversations about one thing."""
-    count = 0
-    with tarfile.open(path, "w") as tar:
+def write_apart(folder: Path, shards: Sequence[Path]) -> None:
+    """A shard for each of APART: its questions and answers out of all conversations, each alone.
+
+    `where.tar` asks where everything is in all pictures of several different things.
+    """
+    with ExitStack() as stack:
+        tars = {name: stack.enter_context(tarfile.open(folder / f"{name}.tar", "w")) for name in (*APART, "where")}
+        counts = dict.fromkeys(tars, 0)
         for shard in shards:
             source = TarShard(shard)
             for number in range(len(source)):
                 record = source[number]
-                if len(record.get("things", ())) != 1:
+                if "messages" not in record or not record.get("images"):
                     continue
                 _, _, content = record["images"][0].partition(",")
                 turns = [message["content"] for message in record["messages"]]
-                for asked, said in zip(turns[::2], turns[1::2], strict=True):
-                    pair = {"question": asked[-1]["text"], "answer": said}
-                    if wanted(*pair.values()):
-                        _add(tar, f"{count:07d}.json", json.dumps(pair).encode())
-                        _add(tar, f"{count:07d}.0.jpg", b64decode(content))
-                        count += 1
+                pairs = [(said[-1]["text"], answer) for said, answer in zip(turns[::2], turns[1::2], strict=True)]
+                chosen = {name: [pair for pair in pairs if wanted(*pair)] for name, wanted in APART.items()}
+                for name, asked in (chosen | {"where": _where(record["things"][0])}).items():
+                    for question, answer in asked:
+                        pair = {"question": question, "answer": answer}
+                        _add(tars[name], f"{counts[name]:07d}.json", json.dumps(pair).encode())
+                        _add(tars[name], f"{counts[name]:07d}.0.jpg", b64decode(content))
+                        counts[name] += 1
+
+
+def _where(things: Sequence[str | None]) -> list[tuple[str, str]]:
+    """Where each of several different things is."""
+    named = {thing: place for thing, place in zip(things, PLACES, strict=False) if thing}
+    if len(things) == 1 or len(named) < sum(thing is not None for thing in things):
+        return []
+    return [(f"Where is the {thing}?", place) for thing, place in named.items()]
 
 
 def write_questions(folder: Path, name: str, drawings: Sequence[Drawing]) -> None:
@@ -215,8 +237,7 @@ def main() -> None:
         for shard in track(shards, "Drawing pictures"):
             shard.result()
     shards = sorted((folder / "train").glob("*.tar"))
-    write_apart(folder / "names.tar", shards, lambda question, _: question in questions.NAMING)
-    write_apart(folder / "yes-no.tar", shards, lambda _, answer: answer in ("yes", "no"))
+    write_apart(folder, shards)
 
 
 if __name__ == "__main__":

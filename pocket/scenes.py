@@ -1,10 +1,11 @@
 """Pictures of one to four things on a coloured background, made out of drawings."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from scipy import ndimage
 
 from pocket.drawings import Drawing
 
@@ -32,6 +33,11 @@ class Scene(NamedTuple):
     drawings: list[Drawing]
     places: list[str]
     background: str
+
+    def things(self) -> list[str | None]:
+        """The name of what is alone in the picture, or of what is at each of PLACES."""
+        names = [drawing.concept.name for drawing in self.drawings]
+        return [dict(zip(self.places, names, strict=True)).get(place) for place in PLACES] if self.places else [*names]
 
 
 def make_scene(
@@ -80,17 +86,20 @@ def _background(colour: tuple[int, int, int], side: int, random: np.random.Gener
 def _changed(drawing: Drawing, random: np.random.Generator) -> Image.Image:
     """The drawing as another hand might have made it: other colours, proportions and outlines."""
     picture = Image.fromarray(drawing.pixels)
+    if drawing.glyph:
+        picture = _coloured(picture, random)
     alpha = picture.getchannel("A")
     colours = picture.convert("RGB")
-    if drawing.glyph:
-        colours = Image.new("RGB", picture.size, tuple(int(c) for c in random.integers(0, 256, 3)))
-    else:
+    if not drawing.glyph:
         if random.random() < 0.25:
             hue, saturation, value = colours.convert("HSV").split()
             turn = int(random.normal(0, 20))
             hue = hue.point([(level + turn) % 256 for level in range(256)])
             colours = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
         colours = ImageEnhance.Color(colours).enhance(0 if random.random() < 0.06 else random.uniform(0.5, 1.5))
+        if random.random() < 0.08:  # in two colours
+            dark, light = (random.integers(low, low + 128, 3) for low in (0, 128))
+            colours = ImageOps.colorize(colours.convert("L"), tuple(map(int, dark)), tuple(map(int, light)))
         colours = ImageEnhance.Brightness(colours).enhance(random.uniform(0.75, 1.25))
         colours = ImageEnhance.Contrast(colours).enhance(random.uniform(0.6, 1.4))
         if random.random() < 0.1:
@@ -109,6 +118,25 @@ def _changed(drawing: Drawing, random: np.random.Generator) -> Image.Image:
     if random.random() < 0.15:
         picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 1.5)))
     return picture
+
+
+def _coloured(glyph: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A glyph in a colour; as often as not, what its lines enclose is painted, each part by itself or all alike."""
+    alpha = np.asarray(glyph.getchannel("A"))
+    pixels = np.empty((*alpha.shape, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = random.integers(0, 256, 3), alpha
+    if random.random() < 0.5:
+        enclosed = np.asarray(ndimage.binary_fill_holes(alpha > 100)) & (alpha <= 160)
+        labelled: Any = ndimage.label(enclosed)
+        parts, count = labelled
+        paints = random.integers(40, 256, (count + 1, 3))
+        if random.random() < 0.5:
+            paints[:] = paints[0]
+        line = alpha[..., None] / 255
+        painted = pixels[..., :3] * line + paints[parts] * (1 - line)
+        pixels[..., :3] = np.where(enclosed[..., None], painted, pixels[..., :3])
+        pixels[..., 3] = np.where(enclosed, 255, alpha)
+    return Image.fromarray(pixels)
 
 
 def _outlined(picture: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -130,11 +158,11 @@ def _warped(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     size = (round(picture.width * (1 + 2 * margin)), round(picture.height * (1 + 2 * margin)))
     placed = Image.new("RGBA", size)
     placed.paste(picture, (round(picture.width * margin), round(picture.height * margin)))
-    stretch = random.uniform(0.85, 1.18)
+    stretch = np.exp(random.normal(0, 0.12))
     width, height = max(8, round(size[0] * stretch)), max(8, round(size[1] / stretch))
     xs, ys = np.meshgrid(np.linspace(0, size[0], cells + 1), np.linspace(0, size[1], cells + 1))
-    strength = random.uniform(0, 0.05)
-    xs += random.normal(0, strength * size[0], xs.shape) + random.normal(0, 0.08) * (ys - size[1] / 2)
+    strength = random.uniform(0, 0.07)
+    xs += random.normal(0, strength * size[0], xs.shape) + random.normal(0, 0.1) * (ys - size[1] / 2)
     ys += random.normal(0, strength * size[1], ys.shape)
     across, down = np.linspace(0, width, cells + 1).astype(int), np.linspace(0, height, cells + 1).astype(int)
     mesh = []

@@ -34,6 +34,7 @@ def write_model(folder: Path, texts: Iterable[str]) -> None:
         use_resampler=True,
         initializer_range=0.08,
         dtype="float32",
+        freeze_text_module_exceptions=("Linear",),  # the tower alone stays as `pocket.tower` made it
         vision_config=IdeficsVisionConfig(
             embed_dim=144,
             image_size=SIDE,

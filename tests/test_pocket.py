@@ -81,10 +81,10 @@ def test_the_commands_take_it_by_default(capsys):
 
 
 def test_chat_remembers_the_picture(monkeypatch, capsys):
-    lines = f"/image {PICTURES / 'guitar.png'}\nWhat is this?\nHow many things are there?\n"
+    lines = f"/image {PICTURES / 'elephant.png'}\nWhat is this?\nHow many things are there?\n"
     monkeypatch.setattr("sys.stdin", StringIO(lines))
     assert main(["chat"]) == 0
-    assert capsys.readouterr().out.split() == ["guitar", "one"]
+    assert capsys.readouterr().out.split() == ["elephant", "one"]
 
 
 @pytest.mark.torch
