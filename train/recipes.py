@@ -1,21 +1,41 @@
 """Recipes and machines by name: the defaults that `--recipe` and `--pod` set, for a model of a given size."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from idefics_jax.config import IdeficsConfig
-from train.config import LoraConfig, MeshConfig, OptimizerConfig, TrainConfig
+from train.config import LoraConfig, MeshConfig, OptimizerConfig, RematName, TrainConfig
 
 RECIPES = ("idefics-base", "idefics-instruct", "lora", "frozen-backbones")
 
-#: Devices, and rows of 1,024 tokens that each works on at a time: for 9B and for 80B, where all of it trains. 80B does
-#: not fit a v5e-16. (`python -m benchmarks.pods` compiles these for TPUs.)
+
+class Fit(NamedTuple):
+    """What a machine's memory allows where all of a model trains.
+
+    rows: of 1,024 tokens that a device works on at a time.
+    remat: what their backward pass computes again (`idefics_jax.layers.REMAT`).
+    """
+
+    rows: int
+    remat: RematName = "full"
+
+
+class Machine(NamedTuple):
+    """Its devices, and what it allows for 9B and for 80B."""
+
+    devices: int
+    small: Fit
+    large: Fit
+
+
+#: 80B does not fit a v5e-16. (`python -m benchmarks.pods` compiles these for TPUs.)
 PODS = {
-    "v5e-16": (16, 4, 1),
-    "v5e-256": (256, 4, 2),
-    "v5p-64": (32, 8, 4),  # v5p counts cores, two to a chip
-    "v5p-128": (64, 8, 4),
-    "8xh100": (8, 4, 2),
-    "8xh200": (8, 8, 4),
+    "v5e-16": Machine(16, Fit(4), Fit(1)),
+    "v5e-256": Machine(256, Fit(4), Fit(2)),
+    "v5p-64": Machine(32, Fit(8, "dots"), Fit(4)),  # v5p counts cores, two to a chip
+    "v5p-128": Machine(64, Fit(8, "dots"), Fit(2, "dots")),
+    "8xh100": Machine(8, Fit(4), Fit(2)),
+    "8xh200": Machine(8, Fit(8), Fit(4)),
 }
 
 
@@ -84,16 +104,17 @@ def _recipe(config: TrainConfig, large: bool) -> TrainConfig:
 def _on_pod(config: TrainConfig, large: bool) -> TrainConfig:
     if config.pod not in PODS:
         raise ValueError(f"There is no machine {config.pod!r}; known: {', '.join(PODS)}.")
-    devices, *rows = PODS[config.pod]
+    devices, small, fit = PODS[config.pod]
+    fit = fit if large else small
     # A row of 2048 tokens takes the memory of two of 1024.
-    at_once = devices * max(1, rows[large] * 1024 // max(1024, config.data.sequence_length))
+    at_once = devices * max(1, fit.rows * 1024 // max(1024, config.data.sequence_length))
     parts = max(1, round(config.batch_size / at_once))
     return replace(
         config,
         mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
         batch_size=parts * at_once,  # the recipe's number of tokens, as near as the devices divide it
         accumulation=parts,
-        remat="full",
+        remat=fit.remat,
         dtype="bfloat16",
         frozen_dtype="bfloat16",
     )

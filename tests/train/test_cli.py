@@ -30,7 +30,7 @@ def test_the_authors_recipes():
 def test_every_recipe_fits_every_machine(pod, recipe):
     for model in (IdeficsConfig.idefics_9b(), IdeficsConfig.idefics_80b()):
         config = with_defaults(TrainConfig(out="x", recipe=recipe, pod=pod), model)
-        assert config.batch_size % (config.accumulation * PODS[pod][0]) == 0
+        assert config.batch_size % (config.accumulation * PODS[pod].devices) == 0
 
 
 @pytest.mark.parametrize(
