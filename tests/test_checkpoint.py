@@ -334,4 +334,4 @@ def test_little_is_held_beside_the_weights_while_they_load_onto_a_mesh(tmp_path)
     printed = subprocess.run([sys.executable, "-c", MEMORY, checkpoint], check=True, capture_output=True, text=True)
     held, weights = map(int, printed.stdout.split())
     assert weights > 3e8
-    assert held < 1.15 * weights
+    assert held < 1.25 * weights
