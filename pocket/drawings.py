@@ -152,7 +152,7 @@ def draw(folder: Path, sets: dict[str, IconSet]) -> list[Drawing]:
         archive = fetch(icons, folder)
         if icons.codes:
             codes = {concept: [names[name] for name in concept.drawings if name in names] for concept in concepts}
-            found = _by_code(archive, icons.codes, codes)
+            found = (_from_images if "{}" in icons.codes else _from_font)(archive, icons.codes, codes)
         else:
             found = _by_name(archive, style, icons, concepts)
         drawings += [Drawing(concept, style, icons.glyphs, pixels) for concept, pixels in found]
@@ -168,19 +168,24 @@ def _by_name(
             yield concept, render(stored, name)
 
 
-def _by_code(archive: Path, file: str, codes: dict[Concept, list[str]]) -> Iterator[tuple[Concept, np.ndarray]]:
-    """Drawings of a package of images, or of a font, by the hexadecimal codes of emoji."""
+def _from_font(archive: Path, file: str, codes: dict[Concept, list[str]]) -> Iterator[tuple[Concept, np.ndarray]]:
+    """A font's drawings, by the hexadecimal codes of emoji."""
+    with tarfile.open(archive) as tar:
+        font = ImageFont.truetype(BytesIO(_read(tar, file)), SIZE)
+    for concept, wanted in codes.items():
+        for code in wanted:
+            image = Image.new("RGBA", (2 * SIZE, 2 * SIZE))
+            ImageDraw.Draw(image).text((SIZE // 2, SIZE // 2), chr(int(code, 16)), fill="black", font=font)
+            yield concept, _cut(image)
+
+
+def _from_images(archive: Path, files: str, codes: dict[Concept, list[str]]) -> Iterator[tuple[Concept, np.ndarray]]:
+    """Images that are named by the hexadecimal codes of emoji."""
     with tarfile.open(archive) as tar:
         members = set(tar.getnames())
-        font = None if "{}" in file else ImageFont.truetype(BytesIO(_read(tar, file)), SIZE)
         for concept, wanted in codes.items():
             for code in wanted:
-                if font:
-                    image = Image.new("RGBA", (2 * SIZE, 2 * SIZE))
-                    ImageDraw.Draw(image).text((SIZE // 2, SIZE // 2), chr(int(code, 16)), fill="black", font=font)
-                    yield concept, _cut(image)
-                    continue
-                for name in (file.format(code), file.format(f"{code}-fe0f")):  # the latter: drawn, not a letter
+                for name in (files.format(code), files.format(f"{code}-fe0f")):  # the latter: drawn, not a letter
                     if f"package/{name}" in members:
                         image = Image.open(BytesIO(_read(tar, name))).convert("RGBA")
                         yield concept, _cut(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))

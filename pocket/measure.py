@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.chat import message_parts
 from idefics_jax.prompts import Text
 
 BATCH = 100
@@ -58,8 +59,8 @@ def answered(model: Any, processor: IdeficsProcessor, records: Sequence[Record])
     """Asks each as a conversation's first question, and notes in the records what was said."""
 
     def prompt(record: Record) -> list[Any]:
-        parts = [{"type": "image", "path": str(record["image"])}, {"type": "text", "text": record["question"]}]
-        return list(processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True))
+        message = {"role": "user", "content": message_parts(record["question"], [record["image"]])}
+        return list(processor.apply_chat_template([message], add_generation_prompt=True))
 
     for record, said in zip(records, said_to(model, processor, records, prompt), strict=True):
         record["said"] = said

@@ -127,20 +127,24 @@ def write_apart(folder: Path, shards: Sequence[Path]) -> None:
         counts = dict.fromkeys(tars, 0)
         for shard in shards:
             source = TarShard(shard)
-            for number in range(len(source)):
-                record = source[number]
-                if "messages" not in record or not record.get("images"):
-                    continue
-                _, _, content = record["images"][0].partition(",")
-                turns = [message["content"] for message in record["messages"]]
-                pairs = [(said[-1]["text"], answer) for said, answer in zip(turns[::2], turns[1::2], strict=True)]
-                chosen = {name: [pair for pair in pairs if wanted(*pair)] for name, wanted in APART.items()}
-                for name, asked in (chosen | {"where": _where(record["things"][0])}).items():
-                    for question, answer in asked:
+            for record in map(source.__getitem__, range(len(source))):
+                if "messages" in record and record.get("images"):
+                    _, _, content = record["images"][0].partition(",")
+                    for name, question, answer in _apart(record):
                         pair = {"question": question, "answer": answer}
                         _add(tars[name], f"{counts[name]:07d}.json", json.dumps(pair).encode())
                         _add(tars[name], f"{counts[name]:07d}.0.jpg", b64decode(content))
                         counts[name] += 1
+
+
+def _apart(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What is asked about a conversation's picture: the shard that it belongs to, the question and its answer."""
+    turns = [message["content"] for message in record["messages"]]
+    for asked, answer in zip(turns[::2], turns[1::2], strict=True):
+        question = asked[-1]["text"]
+        yield from ((name, question, answer) for name, wanted in APART.items() if wanted(question, answer))
+    for question, answer in _where(record["things"][0]):
+        yield "where", question, answer
 
 
 def _where(things: Sequence[str | None]) -> list[tuple[str, str]]:

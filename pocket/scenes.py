@@ -85,30 +85,8 @@ def _background(colour: tuple[int, int, int], side: int, random: np.random.Gener
 
 def _changed(drawing: Drawing, random: np.random.Generator) -> Image.Image:
     """The drawing as another hand might have made it: other colours, proportions and outlines."""
-    picture = Image.fromarray(drawing.pixels)
-    if drawing.glyph:
-        picture = _coloured(picture, random)
-    alpha = picture.getchannel("A")
-    colours = picture.convert("RGB")
-    if not drawing.glyph:
-        if random.random() < 0.25:
-            hue, saturation, value = colours.convert("HSV").split()
-            turn = int(random.normal(0, 20))
-            hue = hue.point([(level + turn) % 256 for level in range(256)])
-            colours = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-        colours = ImageEnhance.Color(colours).enhance(0 if random.random() < 0.06 else random.uniform(0.5, 1.5))
-        if random.random() < 0.08:  # in two colours
-            dark, light = (random.integers(low, low + 128, 3) for low in (0, 128))
-            colours = ImageOps.colorize(colours.convert("L"), tuple(map(int, dark)), tuple(map(int, light)))
-        colours = ImageEnhance.Brightness(colours).enhance(random.uniform(0.75, 1.25))
-        colours = ImageEnhance.Contrast(colours).enhance(random.uniform(0.6, 1.4))
-        if random.random() < 0.1:
-            levels = int(random.integers(2, 5))
-            colours = colours.point(
-                [round(level * (levels - 1) / 255) * 255 // (levels - 1) for level in range(256)] * 3
-            )
-    picture = colours.convert("RGBA")
-    picture.putalpha(alpha)
+    colour = _coloured if drawing.glyph else _recoloured
+    picture = colour(Image.fromarray(drawing.pixels), random)
     if random.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if random.random() < 0.25:
@@ -117,6 +95,28 @@ def _changed(drawing: Drawing, random: np.random.Generator) -> Image.Image:
         picture = _warped(picture, random)
     if random.random() < 0.15:
         picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 1.5)))
+    return picture
+
+
+def _recoloured(drawing: Image.Image, random: np.random.Generator) -> Image.Image:
+    """In other hues, brighter or darker, with more contrast or less, or with few colours."""
+    colours = drawing.convert("RGB")
+    if random.random() < 0.25:
+        hue, saturation, value = colours.convert("HSV").split()
+        turn = int(random.normal(0, 20))
+        hue = hue.point([(level + turn) % 256 for level in range(256)])
+        colours = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    colours = ImageEnhance.Color(colours).enhance(0 if random.random() < 0.06 else random.uniform(0.5, 1.5))
+    if random.random() < 0.08:  # in two colours
+        dark, light = (random.integers(low, low + 128, 3) for low in (0, 128))
+        colours = ImageOps.colorize(colours.convert("L"), tuple(map(int, dark)), tuple(map(int, light)))
+    colours = ImageEnhance.Brightness(colours).enhance(random.uniform(0.75, 1.25))
+    colours = ImageEnhance.Contrast(colours).enhance(random.uniform(0.6, 1.4))
+    if random.random() < 0.1:
+        levels = int(random.integers(2, 5))
+        colours = colours.point([round(level * (levels - 1) / 255) * 255 // (levels - 1) for level in range(256)] * 3)
+    picture = colours.convert("RGBA")
+    picture.putalpha(drawing.getchannel("A"))
     return picture
 
 

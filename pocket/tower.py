@@ -40,8 +40,8 @@ MIRRORED = (0, 2, 1, 4, 3)  # where the things are in the mirror
 def pictures(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pictures, `[pictures, height, width, 3]` uint8, the numbers of what is in them, `[pictures, 5]`, and its names.
 
-    The numbers are those of a thing alone and of one at each of `scenes.PLACES`. The last name is for nothing there,
-    and -1 is for what is not asked: places of a thing alone, and what is alone of several.
+    The numbers are those of a thing alone and of one at each of `scenes.PLACES`. The one after all names is for nothing
+    there, and -1 is for what is not asked: places of a thing alone, and what is alone of several.
     """
     images, things = [], []
     for source in open_sources([f"{folder}/train/*.tar"]):
@@ -64,7 +64,7 @@ def changed(pixels: jax.Array, things: jax.Array, key: jax.Array) -> tuple[jax.A
     `things`, `[batch, 5]`, are those of the mirrored picture.
     """
     batch, height, width, _ = pixels.shape
-    keys = jax.random.split(key, 7)
+    keys = jax.random.split(key, 6)
     x = pixels.astype(jnp.float32) / 127.5 - 1
     mirrored = jax.random.bernoulli(keys[0], shape=(batch, 1))
     things = jnp.where(mirrored, things[:, MIRRORED], things)

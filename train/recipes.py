@@ -104,10 +104,10 @@ def _recipe(config: TrainConfig, large: bool) -> TrainConfig:
 def _on_pod(config: TrainConfig, large: bool) -> TrainConfig:
     if config.pod not in PODS:
         raise ValueError(f"There is no machine {config.pod!r}; known: {', '.join(PODS)}.")
-    devices, small, fit = PODS[config.pod]
-    fit = fit if large else small
+    machine = PODS[config.pod]
+    fit = machine.large if large else machine.small
     # A row of 2048 tokens takes the memory of two of 1024.
-    at_once = devices * max(1, fit.rows * 1024 // max(1024, config.data.sequence_length))
+    at_once = machine.devices * max(1, fit.rows * 1024 // max(1024, config.data.sequence_length))
     parts = max(1, round(config.batch_size / at_once))
     return replace(
         config,

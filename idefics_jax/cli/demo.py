@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
+from idefics_jax.chat import message_parts
 from idefics_jax.cli.loading import load_model
 from idefics_jax.pocket import Question, demo_questions
 from idefics_jax.processor import IdeficsProcessor
@@ -37,15 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 def answers(model: Any, processor: IdeficsProcessor, asked: Sequence[Question]) -> list[str]:
     """The model's likeliest words about each picture."""
-    messages = [
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image", "path": str(one.image)}, {"type": "text", "text": one.question}],
-            }
-        ]
-        for one in asked
-    ]
+    messages = [[{"role": "user", "content": message_parts(one.question, [one.image])}] for one in asked]
     inputs: Any = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=processor.answer_ends)
     new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
