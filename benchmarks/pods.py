@@ -23,6 +23,7 @@ from idefics_jax.cost.chips import GIB
 from idefics_jax.generation.planning import plan_generation
 from train.cli import parse
 from train.planning.compiling import make_plan
+from train.planning.report import remat_in_words
 
 COMMON = "--out plans --data.sequence-length 1024 --data.max-images 4 --optimizer.weight-decay 0.1"
 PROGRAMS = {
@@ -93,7 +94,7 @@ def trained(options: str) -> tuple[str, ...]:
     cost, memory = plan.cost, plan.memory
     tokens = config.batch_size * config.data.sequence_length / cost.step_seconds / plan.devices
     return (
-        f"{rows:g}, remat {config.remat}",
+        f"{rows:g}, {remat_in_words(config.remat)}",
         f"{memory.total / GIB:.1f} of {memory.chip.hbm_bytes / GIB:.1f} GiB",
         f"{cost.mfu(plan.model_flops):.3f}",
         f"{tokens:,.0f}",

@@ -4,7 +4,7 @@ import jax
 
 from idefics_jax.cost.chips import DEVICE_KINDS
 
-#: What each is for, by what the compiler predicts of idefics-9b's training step (`python -m benchmarks.pods`).
+# What each is for, by what the compiler predicts of idefics' training step (`python -m benchmarks.pods`).
 _TRAINING: dict[str, str | bool] = {
     # Weights are gathered whole before a product, while the one before it runs. The default, above a size, multiplies
     # piece by piece as the pieces arrive, which leaves the matrix units half idle.
@@ -12,9 +12,19 @@ _TRAINING: dict[str, str | bool] = {
     # Fast memory that one operation may use: larger tiles, and so fewer readings of the same operands from HBM.
     "xla_tpu_scoped_vmem_limit_kib": "65536",
 }
+# SparseCores gather weights and add up gradients while the rest of the chip computes; else it waits.
+_SPARSE_CORES: dict[str, str | bool] = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+}
 
 #: By the names of `idefics_jax.cost.CHIPS`.
-TRAINING: dict[str, dict[str, str | bool]] = {"v5e": _TRAINING, "v5p": _TRAINING, "v6e": _TRAINING, "tpu7x": {}}
+TRAINING: dict[str, dict[str, str | bool]] = {
+    "v5e": _TRAINING,
+    "v5p": _TRAINING | _SPARSE_CORES,
+    "v6e": _TRAINING | _SPARSE_CORES | {"xla_tpu_scoped_vmem_limit_kib": "98304"},  # of twice the matrix units
+    "tpu7x": {},
+}
 
 
 def training_options() -> dict[str, str | bool] | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.attention import Past, attention, attention_weights
@@ -20,6 +21,7 @@ from idefics_jax.layers import (
     Dropout,
     GatedMLP,
     Linear,
+    Remat,
     RMSNorm,
     Rope,
     constant,
@@ -59,10 +61,13 @@ class SelfAttention(nnx.Module):
         Returns the result, the keys and values of `x` to be cached, and the attention weights (what is not used costs
         nothing under jit), which with `Segments` never exist.
         """
-        query, key, value = rotate(self.q(x), rope), rotate(self.k(x), rope).swapaxes(1, 2), self.v(x).swapaxes(1, 2)
+        query = checkpoint_name(rotate(self.q(x), rope), "query")
+        key = checkpoint_name(rotate(self.k(x), rope).swapaxes(1, 2), "key")
+        value = checkpoint_name(self.v(x).swapaxes(1, 2), "value")
         if isinstance(mask, Segments):
-            return self.o(flash_attention(query, key, value, mask)), KeyValue(key.swapaxes(2, 3), value), None
-        y = self.o(attention(query, key, value, mask, past, self.dropout))
+            y = checkpoint_name(self.o(flash_attention(query, key, value, mask)), "out")
+            return y, KeyValue(key.swapaxes(2, 3), value), None
+        y = checkpoint_name(self.o(attention(query, key, value, mask, past, self.dropout)), "out")
         return y, KeyValue(key.swapaxes(2, 3), value), attention_weights(query, key, mask, past)
 
 
@@ -109,7 +114,7 @@ class CrossAttention(nnx.Module):
         return KeyValue(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
 
     def __call__(self, x: Float[Array, "b t d"], images: KeyValue, mask: Bool[Array, "b t s"]) -> Float[Array, "b t d"]:
-        query = self.q(x)
+        query = checkpoint_name(self.q(x), "query")
         query = query if self.q_norm is None else self.q_norm(query)
         # Beams share their prompt's images: they join the query axis, so that image keys are never repeated.
         prompts, tokens = images.key.shape[0], x.shape[0] // images.key.shape[0] * x.shape[1]
@@ -205,7 +210,7 @@ class Decoder(nnx.Module):
         fresh: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        remat: str = "none",
+        remat: Remat = "none",
     ) -> DecoderOutput:
         """Reads `t` tokens after those in the cache, or alone.
 
@@ -217,7 +222,7 @@ class Decoder(nnx.Module):
             images: the images' states, or a cache that has their keys and values.
             segment_ids: tokens attend only to those with their own number.
             fresh: no token was read before; the cache is only written.
-            remat: what the backward pass computes again of each layer (`layers.REMAT`).
+            remat: what the backward pass computes again of each layer.
         """
         config = self.config
         cache = images if isinstance(images, Cache) else None

@@ -6,11 +6,13 @@ computes in the dtype of its input, except norms, softmax and rotary angles, whi
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from idefics_jax.flash import SAVED
@@ -149,7 +151,8 @@ class GatedMLP(nnx.Module):
         self.down = Linear(down, {"mlp": mlp}, {"embed": embed}, std=std)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")
+        return self.down(ACTIVATIONS[self.activation](gate) * up)
 
 
 Rope = tuple[Float[Array, "b t half"], Float[Array, "b t half"]]
@@ -164,9 +167,12 @@ def rotary_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> 
 
 def rotate(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
     """Turns each pair `(x[j], x[j + h/2])` by its angle: LLaMA's half-split layout, not the interleaved one."""
-    cos, sin = (angle[:, :, None, :] for angle in rope)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    cos, sin = (jnp.concatenate([angle, angle], axis=-1)[:, :, None, :] for angle in rope)
+    # The other one of each pair, by a product: slices of a row's lanes would each be written to memory first.
+    half = x.shape[-1] // 2
+    swap = jnp.array(np.roll(np.diag([-1.0] * half + [1.0] * half), half, axis=0), x.dtype)
+    other = jnp.einsum("btnh,hg->btng", x, swap, precision="highest", preferred_element_type=jnp.float32)
+    return (x.astype(jnp.float32) * cos + other * sin).astype(x.dtype)
 
 
 #: Attributes that are piles of layers.
@@ -188,24 +194,34 @@ def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) ->
     return jax.vmap(make)(keys) if stacked else nnx.List([make(key) for key in keys])
 
 
-def rematerialised(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`function`, of which the backward pass computes again what the policy `remat` does not keep (see `REMAT`)."""
-    if remat == "none":
-        return function
-    return jax.checkpoint(function, policy=REMAT[remat], prevent_cse=False)
+#: What a layer of the decoder can keep for its backward pass, by name: queries, keys, values, what the attention kernel
+#: gives (on TPUs) and then the map after it, and what the gated MLP's first two maps give. Of a token those are as many
+#: numbers as the hidden size, the last two 2.7 times as many; but for the kernel's, what is larger is as much slower to
+#: compute again.
+KEEPABLE = ("query", "key", "value", SAVED, "out", "gate", "up")
+
+#: What the backward pass computes again of each layer: nothing, all from its input, or all but matrix products; or, as
+#: names of `KEEPABLE`, all but those.
+Remat = Literal["none", "full", "dots"] | tuple[str, ...]
 
 
-#: What is kept of a layer for the backward pass, besides its input: nothing, the results of the attention kernel (on
-#: TPUs), or those of all matrix products.
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """`function`, of which the backward pass computes again what `remat` does not keep."""
+    policies = jax.checkpoint_policies
+    match remat:
+        case "none":
+            return function
+        case "full":
+            policy = policies.nothing_saveable
+        case "dots":
+            policy = policies.dots_with_no_batch_dims_saveable
+        case names:
+            policy = policies.save_only_these_names(*names)
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
 def run(
-    body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras: Any, remat: str = "none"
+    body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras: Any, remat: Remat = "none"
 ) -> tuple[Any, tuple]:
     """`carry, outputs = body(carry, layer, *its_extras)` through a pile: the last carry, and each output piled.
 

@@ -12,7 +12,7 @@ from idefics_jax.cache import Cache, empty_buffers
 from idefics_jax.checkpoint import Pretrained
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.decoder import Decoder
-from idefics_jax.layers import Vocabulary
+from idefics_jax.layers import Remat, Vocabulary
 from idefics_jax.loss import next_token_loss
 from idefics_jax.masks import position_ids as count_positions
 from idefics_jax.resampler import PerceiverResampler
@@ -73,7 +73,7 @@ class IdeficsModel(Pretrained):
         image_encoder_embeddings: Float[Array, "b i p e"] | None = None,
         perceiver_embeddings: Float[Array, "b i r e"] | None = None,
         interpolate_pos_encoding: bool = False,
-        remat: str = "none",
+        remat: Remat = "none",
     ) -> Float[Array, "b i s e"]:
         """What the decoder sees of each image, from exactly one of pixels, patch states, or resampled latents.
 
@@ -154,7 +154,7 @@ class IdeficsModel(Pretrained):
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        remat: str = "none",
+        remat: Remat = "none",
     ) -> IdeficsOutput:
         """One forward pass, compiled once per combination of shapes.
 
@@ -168,7 +168,7 @@ class IdeficsModel(Pretrained):
             segment_ids: tokens attend only to those with their own number: for documents packed into one row.
             interpolate_pos_encoding: accept images of another size than the model's.
             output_hidden_states, output_attentions: return them.
-            remat: what a backward pass computes again instead of keeping (`idefics_jax.layers.REMAT`).
+            remat: what a backward pass computes again instead of keeping (`idefics_jax.layers.Remat`).
 
         Raises:
             ValueError: missing, superfluous or mis-shaped inputs.

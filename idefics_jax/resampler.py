@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from idefics_jax.attention import attention
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.layers import MLP, LayerNorm, Linear, normal, parameter, pile, run
+from idefics_jax.layers import MLP, LayerNorm, Linear, Remat, normal, parameter, pile, run
 from idefics_jax.sharding import constrain
 
 LAYER_NORM_EPS = 1e-5  # not in the config: PyTorch's default, which the reference uses here
@@ -70,7 +70,7 @@ class PerceiverResampler(nnx.Module):
         self.norm = LayerNorm(embed, LAYER_NORM_EPS)
 
     @jax.named_scope("resampler")
-    def __call__(self, context: Float[Array, "b p d"], remat: str = "none") -> Float[Array, "b r d"]:
+    def __call__(self, context: Float[Array, "b p d"], remat: Remat = "none") -> Float[Array, "b r d"]:
         latents = jnp.broadcast_to(self.latents[...].astype(context.dtype), (context.shape[0], *self.latents.shape))
         latents = constrain(latents, "batch")
         latents, _ = run(lambda latents, layer: (layer(latents, context), ()), latents, self.layers, remat=remat)

@@ -158,7 +158,7 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
     leading, kept = x.ndim - len(contracted), [axis for axis in range(weight.ndim) if axis not in contracted]
     between = (None,) * (leading - 1)
     results = math.prod(x.shape[:leading]) * math.prod(weight.shape[axis] for axis in kept)
-    if weight.ndim > 2 and x.size + results < weight.size and kept[0] == len(contracted):
+    if weight.ndim > 2 and (len(contracted) > 1 or x.size + results < weight.size) and kept[0] == len(contracted):
         matrix = _merged(_merged(weight, kept[0], weight.ndim), 0, kept[0])
         y = product(_merged(x, leading, x.ndim), matrix, (0,), output_axes[0], dtype=dtype)
         sizes = (*x.shape[:leading], *(weight.shape[axis] for axis in kept))
@@ -201,7 +201,8 @@ def _gathered_product(
     x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None, dtype: Any = None
 ) -> Array:
     dimensions = ((tuple(range(x.ndim - len(contracted), x.ndim)), contracted), ((), ()))
-    return jax.lax.dot_general(x, gathered(weight), dimensions, preferred_element_type=dtype, out_sharding=layout)
+    whole = _gathered_by_side(weight) if dtype is None and _gathers_by_side(weight) else gathered(weight)
+    return jax.lax.dot_general(x, whole, dimensions, preferred_element_type=dtype, out_sharding=layout)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -240,12 +241,35 @@ _product_by_side.defvjp(_product_forward, _product_backward)
 
 def _scattered_by_side(x: Array, axis: int) -> Array:
     """Each device's part along `axis` of the sum over `fsdp` of what the devices have."""
-    sides = torus(get_abstract_mesh().shape["fsdp"])
-    numbers = np.arange(np.prod(sides)).reshape(sides)
-    for side in range(len(sides)):
-        groups = np.moveaxis(numbers, side, -1).reshape(-1, sides[side]).tolist()
+    for groups in _along_sides():
         x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
     return x
+
+
+def _gathers_by_side(weight: Array) -> bool:
+    """Whether a weight is gathered over one side of the grid after the other: a TPU's SparseCores, which do so while
+    the products before it run, know no gathering over three sides at once."""
+    return _scatters_by_side(weight) and len(torus(get_abstract_mesh().shape["fsdp"])) > 2
+
+
+def _gathered_by_side(weight: Array) -> Array:
+    """As `gathered`."""
+    stored = jax.typeof(weight).sharding.spec
+
+    def gather(part: Array) -> Array:
+        for groups in reversed(_along_sides()):
+            part = jax.lax.all_gather(part, "fsdp", axis=stored.index("fsdp"), axis_index_groups=groups, tiled=True)
+        return part
+
+    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored))
+    return jax.shard_map(gather, in_specs=stored, out_specs=whole, check_vma=False)(weight)
+
+
+def _along_sides() -> list[list[list[int]]]:
+    """For each side of the grid, the longest first, the lines of devices along it, by their numbers in `fsdp`."""
+    sides = torus(get_abstract_mesh().shape["fsdp"])
+    numbers = np.arange(np.prod(sides)).reshape(sides)
+    return [np.moveaxis(numbers, side, -1).reshape(-1, sides[side]).tolist() for side in range(len(sides))]
 
 
 def looked_up(table: Array, index: Array) -> Array:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from idefics_jax.attention import attention
 from idefics_jax.config import IdeficsVisionConfig
-from idefics_jax.layers import MLP, LayerNorm, Linear, normal, parameter, pile, run
+from idefics_jax.layers import MLP, LayerNorm, Linear, Remat, normal, parameter, pile, run
 from idefics_jax.sharding import constrain, reshape
 
 
@@ -72,7 +72,7 @@ class VisionTower(nnx.Module):
         self,
         pixel_values: Float[Array, "b height width c"],
         interpolate_pos_encoding: bool = False,
-        remat: str = "none",
+        remat: Remat = "none",
     ) -> Float[Array, "b p d"]:
         """Patch states before the post-norm: what the resampler reads. `p` counts the class token, which comes first.
 

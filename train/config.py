@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 TrainableName = Literal["full", "idefics", "frozen-backbones", "heads", "lora"]
 ScheduleName = Literal["constant", "linear", "cosine"]
-RematName = Literal["none", "full", "attention", "dots"]
+KeptName = Literal["query", "key", "value", "attention", "out", "gate", "up"]
+RematName = Literal["none", "full", "dots"] | tuple[KeptName, ...]
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class TrainConfig:
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights that do not train."""
     remat: RematName = "full"
-    """What the backward pass computes again instead of keeping: each layer (full), all but attention (attention; on
-    TPUs), all but matrix products (dots)."""
+    """What the backward pass computes again instead of keeping: nothing (none), each layer (full), all but matrix
+    products (dots), or all but what is named, of the decoder's layers: --remat key value."""
     loss_chunk: int = 256
     """Tokens of a row whose logits exist at a time."""
     z_loss: float = 0.0

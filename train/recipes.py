@@ -13,7 +13,7 @@ class Fit(NamedTuple):
     """What a machine's memory allows where all of a model trains.
 
     rows: of 1,024 tokens that a device works on at a time.
-    remat: what their backward pass computes again (`idefics_jax.layers.REMAT`).
+    remat: what their backward pass computes again (`idefics_jax.layers.Remat`).
     """
 
     rows: int

@@ -83,7 +83,7 @@ def test_accumulation_makes_no_difference(plain, parts):
     assert_same_gradients(state.opt_state, whole.opt_state)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", ("query", "key", "value", "out", "gate", "up"), ("up",)])
 def test_what_is_computed_twice_makes_no_difference(plain, remat):
     expected, _ = plain.step(plain.state, plain.frozen, make_batch())
     other = start(made=keeping_gradients(), z_loss=1e-2, remat=remat)

@@ -4,6 +4,7 @@ from typing import Any
 
 from idefics_jax.cost import words
 from idefics_jax.cost.chips import GIB
+from train.config import RematName
 from train.planning.compiling import Plan
 
 
@@ -56,8 +57,9 @@ def to_markdown(plan: Plan) -> str:
         f"# {slices}{config.plan}: {plan.devices} devices",
         "",
         f"`{config.trainable}`, {config.batch_size:,} rows of {config.data.sequence_length:,} tokens and "
-        f"{config.data.max_images} images in {config.accumulation} part{'s' * (config.accumulation > 1)}, remat "
-        f"`{config.remat}`; mesh {_mesh(config.mesh, plan.devices)}; compiled in {plan.compile_seconds:.0f} s.",
+        f"{config.data.max_images} images in {config.accumulation} part{'s' * (config.accumulation > 1)}, "
+        f"{remat_in_words(config.remat)}; mesh {_mesh(config.mesh, plan.devices)}; "
+        f"compiled in {plan.compile_seconds:.0f} s.",
         "",
     ]
     if plan.memory is None or plan.cost is None:
@@ -77,10 +79,15 @@ def to_markdown(plan: Plan) -> str:
     return "\n".join([*lines, *words.without_estimate(cost), "", words.LEFT_OUT, ""])
 
 
+def remat_in_words(remat: RematName) -> str:
+    """What the backward pass computes again, or what it does not."""
+    return f"remat {remat}" if isinstance(remat, str) else f"kept {', '.join(remat)}"
+
+
 def summary(plan: Plan) -> str:
     """One line: what was tried, and how it went."""
     config = plan.config
-    tried = f"mesh {_mesh(config.mesh, plan.devices)}, {config.batch_size:,} rows, remat {config.remat}"
+    tried = f"mesh {_mesh(config.mesh, plan.devices)}, {config.batch_size:,} rows, {remat_in_words(config.remat)}"
     if plan.memory is None or plan.cost is None or not plan.memory.fits:
         return f"{tried}: does not fit"
     return f"{tried}: MFU {plan.cost.mfu(plan.model_flops):.1%}, {plan.memory.total / GIB:.2f} GiB"
