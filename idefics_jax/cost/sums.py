@@ -8,7 +8,7 @@ from idefics_jax.cost.collectives import Transfer
 from idefics_jax.cost.components import COMPONENTS
 from idefics_jax.cost.hlo import Instruction
 from idefics_jax.cost.operations import Price
-from idefics_jax.cost.reading import Collective, Cost, Operation
+from idefics_jax.cost.reading import Collective, Cost, Operation, uncovered
 
 
 class _Kind(NamedTuple):
@@ -39,7 +39,7 @@ def _amounts() -> dict[str, float]:
 
 
 def _largest_first(amounts: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(amounts.items(), key=lambda item: -item[1]))
+    return dict(sorted(((name, each) for name, each in amounts.items() if each > 0), key=lambda item: -item[1]))
 
 
 class Sums:
@@ -111,11 +111,15 @@ class Sums:
 
     def cost(self, top: int) -> Cost:
         """The sums, with so many of the most expensive operations."""
-        if (uncovered := self.hbm_bytes / self.chip.hbm_bandwidth - self.adjusted) > 0:
-            self.by_component["other"] += uncovered
-            self.by_category["prefetch"] += uncovered
-            self.by_limit["HBM"] += uncovered
         collectives = [Collective(*kind, *amounts) for kind, amounts in self.collectives.items()]
+        read = self.hbm_bytes / self.chip.hbm_bandwidth
+        for seconds, component, category, limit in (
+            (max(0.0, read - self.adjusted), "other", "prefetch", "HBM"),
+            (uncovered(collectives, max(read, self.adjusted)), "collectives", "collective", "interconnect"),
+        ):
+            self.by_component[component] += seconds
+            self.by_category[category] += seconds
+            self.by_limit[limit] += seconds
         return Cost(
             chip=self.chip,
             devices=self.devices,
