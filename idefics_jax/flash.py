@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import get_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.sharding import spec
+from idefics_jax.sharding import constrain, spec
 
 #: What a rematerialisation policy calls the kernel's results: with them the backward pass need not run it again.
 SAVED = "attention"
@@ -39,7 +39,7 @@ def fits(length: int) -> bool:
 
 def block_size(length: int) -> int:
     """Queries, and keys, of which scores are made at a time, in rows of this length."""
-    return next(size for size in (BLOCK, 2 * LANES, LANES) if length % size == 0)
+    return next(size for size in (min(length, BLOCK), 2 * LANES, LANES) if length % size == 0)
 
 
 def segments(valid: Bool[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Segments:
@@ -53,19 +53,41 @@ def flash_attention(
     key: Float[Array, "b n t h"],
     value: Float[Array, "b n t h"],
     segments: Segments,
+    *,
+    causal: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Causal self-attention within segments, each device over its own rows and heads.
+    """Self-attention within segments, each device over its own rows and heads.
 
     Args:
+        causal: to itself and what is earlier; else to all of the segment.
         interpret: run it on any machine, slowly, to test it.
     """
     query = (query * query.shape[-1] ** -0.5).swapaxes(1, 2)
-    attend = partial(_attend, interpret=interpret)
+    attend = partial(_attend, causal=causal, interpret=interpret)
     heads, rows = spec("batch", "heads", None, None), spec("batch", None)
     if heads is not None:
         attend = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return attend(query, key, value, segments.ids).swapaxes(1, 2)
+
+
+def flash_attention_to_all(
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b n t h"],
+    value: Float[Array, "b n t h"],
+    interpret: bool = False,
+) -> Float[Array, "b t n h"]:
+    """Self-attention of whole rows of any length, filled up for the kernel with tokens that no real one sees."""
+    rows, length = query.shape[:2]
+    filled = length + -length % LANES
+
+    def fill(x: Array, axis: int) -> Array:
+        return jnp.pad(x, [(0, filled - length if each == axis else 0) for each in range(x.ndim)])
+
+    ids = jnp.broadcast_to((jnp.arange(filled) < length).astype(jnp.int32), (rows, filled))
+    ids = Segments(constrain(ids, "batch"))
+    y = flash_attention(fill(query, 1), fill(key, 2), fill(value, 2), ids, causal=False, interpret=interpret)
+    return y[:, :length]
 
 
 def _attend(
@@ -73,6 +95,7 @@ def _attend(
     key: Float[Array, "b n t h"],
     value: Float[Array, "b n t h"],
     segment_ids: Int[Array, "b t"],
+    causal: bool,
     interpret: bool,
 ) -> Float[Array, "b n t h"]:
     # Takes long to import, and initialises JAX, which several processes have to do together.
@@ -80,8 +103,9 @@ def _attend(
 
     _, heads, length, _ = query.shape
     block = block_size(length)
+    mask = splash.CausalMask if causal else splash.FullMask
     kernel = splash.make_splash_mha(
-        mask=splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
+        mask=splash.MultiHeadMask([mask((length, length))] * heads),
         block_sizes=splash.BlockSizes(
             block_q=block,
             block_kv=block,

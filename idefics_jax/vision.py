@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from idefics_jax.attention import attention
 from idefics_jax.config import IdeficsVisionConfig
+from idefics_jax.flash import flash_attention_to_all, platform
 from idefics_jax.layers import MLP, LayerNorm, Linear, Remat, normal, parameter, pile, run
 from idefics_jax.sharding import constrain, reshape
 
@@ -25,7 +26,8 @@ class VisionAttention(nnx.Module):
         self.o = Linear(o, heads, embed, std=std, bias=True)
 
     def __call__(self, x: Float[Array, "b p d"]) -> Float[Array, "b p d"]:
-        return self.o(attention(self.q(x), self.k(x).swapaxes(1, 2), self.v(x).swapaxes(1, 2)))
+        attend = flash_attention_to_all if platform() == "tpu" else attention
+        return self.o(attend(self.q(x), self.k(x).swapaxes(1, 2), self.v(x).swapaxes(1, 2)))
 
 
 class VisionLayer(nnx.Module):

@@ -7,41 +7,47 @@ import pytest
 
 from idefics_jax import make_mesh
 from idefics_jax.attention import attention
-from idefics_jax.flash import fits, flash_attention, segments
+from idefics_jax.flash import fits, flash_attention, flash_attention_to_all, segments
 from idefics_jax.masks import causal_mask
 from idefics_jax.sharding import constrain, on_mesh
 
 LENGTH = 256
 
 
+def graded(attend, *inputs):
+    """Results, and the gradients of a function of them."""
+
+    def loss(*inputs):
+        y = attend(*inputs)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)), y
+
+    gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+    return [y, *gradients]
+
+
 def both(query, key, value, valid, segment_ids):
-    """Results where tokens are real, and the gradients of a function of them: the kernel's, and plain attention's."""
-    target = jnp.cos(jnp.arange(query.size, dtype=jnp.float32)).reshape(query.shape)
+    """The kernel's, and plain attention's, where tokens are real."""
 
-    def flash(query, key, value):
-        return flash_attention(query, key, value, segments(valid, segment_ids), interpret=True)
+    def flash(*inputs):
+        y = flash_attention(*inputs, segments(valid, segment_ids), interpret=True)
+        return jnp.where(valid[:, :, None, None], y, 0)
 
-    def plain(query, key, value):
-        return attention(query, key, value, causal_mask(valid, segment_ids))
+    def plain(*inputs):
+        return jnp.where(valid[:, :, None, None], attention(*inputs, causal_mask(valid, segment_ids)), 0)
 
-    def graded(attend):
-        def loss(*inputs):
-            y = jnp.where(valid[:, :, None, None], attend(*inputs), 0)
-            return jnp.sum(y * target), y
-
-        gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, key, value)
-        return [y, *gradients]
-
-    return graded(flash), graded(plain)
+    return graded(flash, query, key, value), graded(plain, query, key, value)
 
 
-def inputs(heads=2, head_dim=32):
+def rows(length=LENGTH, heads=2, head_dim=32):
     keys = jax.random.split(jax.random.key(0), 3)
-    query = jax.random.normal(keys[0], (2, LENGTH, heads, head_dim))
-    key, value = (jax.random.normal(one, (2, heads, LENGTH, head_dim)) for one in keys[1:])
+    query = jax.random.normal(keys[0], (2, length, heads, head_dim))
+    return query, *(jax.random.normal(one, (2, heads, length, head_dim)) for one in keys[1:])
+
+
+def inputs(heads=2):
     places = np.arange(LENGTH)
     valid = jnp.array([places < 200, places >= 30])  # padding on the right, and on the left
-    return query, key, value, valid, jnp.array([places // 70 + 1, places // 129 + 1])
+    return *rows(heads=heads), valid, jnp.array([places // 70 + 1, places // 129 + 1])
 
 
 @pytest.mark.parametrize("segmented", [False, True])
@@ -49,6 +55,13 @@ def test_results_and_gradients_are_those_of_plain_attention(segmented):
     query, key, value, valid, segment_ids = inputs()
     found, expected = both(query, key, value, valid, segment_ids if segmented else None)
     for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [17, 128, 257])
+def test_rows_of_any_length_are_attended_to_in_full(length):
+    found = graded(lambda *inputs: flash_attention_to_all(*inputs, interpret=True), *rows(length, head_dim=20))
+    for one, other in zip(found, graded(attention, *rows(length, head_dim=20)), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
