@@ -206,7 +206,11 @@ Remat = Literal["none", "full", "dots"] | tuple[str, ...]
 
 
 def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """`function`, of which the backward pass computes again what `remat` does not keep."""
+    """`function`, of which the backward pass computes again what `remat` does not keep.
+
+    Raises:
+        ValueError: there is no such `remat`.
+    """
     policies = jax.checkpoint_policies
     match remat:
         case "none":
@@ -215,8 +219,12 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
             policy = policies.nothing_saveable
         case "dots":
             policy = policies.dots_with_no_batch_dims_saveable
-        case names:
-            policy = policies.save_only_these_names(*names)
+        case tuple() if set(remat) <= set(KEEPABLE):
+            policy = policies.save_only_these_names(*remat)
+        case _:
+            raise ValueError(
+                f"remat is none, full, dots, or a tuple of what is kept, of {', '.join(KEEPABLE)}; not {remat!r}."
+            )
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 

@@ -28,6 +28,9 @@ from jaxtyping import Array
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
+#: Kinds of devices that have SparseCores.
+SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+
 #: Logical axis -> mesh axes. Anything absent is not split.
 LOGICAL_AXES = {
     "batch": ("data", "fsdp"),  # of activations
@@ -247,9 +250,13 @@ def _scattered_by_side(x: Array, axis: int) -> Array:
 
 
 def _gathers_by_side(weight: Array) -> bool:
-    """Whether a weight is gathered over one side of the grid after the other: a TPU's SparseCores, which do so while
-    the products before it run, know no gathering over three sides at once."""
-    return _scatters_by_side(weight) and len(torus(get_abstract_mesh().shape["fsdp"])) > 2
+    """Whether a weight is gathered over one side of the grid after the other.
+
+    SparseCores, which gather while the rest of the chip computes, do not do so over several sides at once. TPU v5e has
+    none: there a product itself has the next weights gathered meanwhile, and best over all sides.
+    """
+    device = get_abstract_mesh().abstract_device
+    return _scatters_by_side(weight) and device is not None and device.device_kind in SPARSE_CORES
 
 
 def _gathered_by_side(weight: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from idefics_jax.layers import Vocabulary
+from idefics_jax.layers import Vocabulary, rematerialised
 from idefics_jax.loss import IGNORED, next_token_loss
 from tests.tiny_tokenizer import IMAGE_TOKEN_ID
 from tests.train.small_runs import CONFIG, by_path, keeping_gradients, make_batch, make_rows, start
@@ -89,6 +89,11 @@ def test_what_is_computed_twice_makes_no_difference(plain, remat):
     other = start(made=keeping_gradients(), z_loss=1e-2, remat=remat)
     state, _ = other.step(other.state, other.frozen, make_batch())
     assert_same_gradients(state.opt_state, expected.opt_state)
+
+
+def test_what_is_kept_has_a_known_name():
+    with pytest.raises(ValueError, match=r"query, key, value.*not \('key', 'keys'\)"):
+        rematerialised(lambda x: x, ("key", "keys"))
 
 
 def test_with_segment_masks_packed_documents_are_as_if_alone():
