@@ -4,13 +4,18 @@ import json
 from xml.etree import ElementTree
 
 import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
 
-from idefics_jax import IdeficsForVisionText2Text, hf
+from idefics_jax import IdeficsForVisionText2Text, hf, make_mesh
 from idefics_jax.compiler import TRAINING
-from idefics_jax.cost import CHIPS, analyze
+from idefics_jax.cost import CHIPS, analyze, chip
 from idefics_jax.cost.hlo import arrays, parse
 from idefics_jax.cost.pods import pod_devices
+from idefics_jax.layers import GatedMLP, pile, run
+from idefics_jax.sharding import on_mesh, shapes_on, spec
 from train.cli import main
 from train.config import DataConfig, MeshConfig, TrainConfig
 from train.planning.compiling import batch_shapes, lower, make_plan
@@ -118,3 +123,29 @@ def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
     }
     assert len(piles) > 15
     assert [path for path, shape in piles.items() if tuple(shape) in there] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5p:2x2x2", "v6e:4x4"])
+def test_sparse_cores_exchange_weights_and_gradients_while_the_rest_computes(topology):
+    pytest.importorskip("libtpu")
+    which, mesh = chip(topology), make_mesh(devices=pod_devices(topology, 1))
+    layers = shapes_on(mesh, lambda key: nnx.state(_mlps(key)), jax.random.key(0))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: _mlps(jax.random.key(0))))
+
+    def loss(layers, x):
+        body = lambda x, layer: (x + layer(x), ())  # noqa: E731
+        return jnp.sum(run(body, x, nnx.merge(graph, layers), remat="full")[0])
+
+    with on_mesh(mesh.abstract_mesh):
+        layout = NamedSharding(mesh, spec("batch", None, None))
+        x = jax.ShapeDtypeStruct((2 * mesh.size, 512, 1024), jnp.bfloat16, sharding=layout)
+        program = jax.jit(jax.grad(loss)).lower(layers, x).compile(compiler_options=TRAINING[which.name])
+    collectives = analyze(program.as_text(), which, mesh.size).collectives
+    hidden = sum(each.wire_bytes for each in collectives if not each.synchronous)
+    assert hidden > 0.98 * sum(each.wire_bytes for each in collectives)
+    assert {each.kind for each in collectives if not each.synchronous} >= {"all-gather", "reduce-scatter"}
+
+
+def _mlps(key):
+    return pile(lambda key: GatedMLP(key, 1024, 2816, "silu", std=0.02), key, 4, stacked=True)
