@@ -48,7 +48,8 @@ COLUMNS = ("", "rows per chip", "memory of a chip", "MFU", "tokens/s per chip", 
 #: Architecture, pod, mesh, prompts of 256 tokens and one image each.
 GENERATION = {
     "9B generates, v5e-4": ("9b", "v5e:2x2", {"tensor": 4}, 8),
-    "9B generates, v5e-8": ("9b", "v5e:2x4", {"tensor": 8}, 8),
+    "9B generates, v5e-8, sooner": ("9b", "v5e:2x4", {"tensor": 8}, 8),
+    "9B generates, v5e-8, more": ("9b", "v5e:2x4", {"data": 2, "tensor": 4}, 16),
     "80B generates, v5e-32": ("80b", "v5e:4x8", {"fsdp": 2, "tensor": 16}, 16),
     "80B generates, v5p-8": ("80b", "v5p:2x2x1", {"tensor": 4}, 8),
 }

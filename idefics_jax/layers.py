@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from idefics_jax.flash import SAVED
+from idefics_jax.flash import SAVED, platform
 from idefics_jax.sharding import constrain, looked_up, product, spec
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -168,11 +168,21 @@ def rotary_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> 
 def rotate(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
     """Turns each pair `(x[j], x[j + h/2])` by its angle: LLaMA's half-split layout, not the interleaved one."""
     cos, sin = (jnp.concatenate([angle, angle], axis=-1)[:, :, None, :] for angle in rope)
-    # The other one of each pair, by a product: slices of a row's lanes would each be written to memory first.
+    other = others_by_product(x) if platform() == "tpu" else others_by_slices(x)
+    return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def others_by_slices(x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
+    """`-x[j + h/2]` at `j` and `x[j]` at `j + h/2`."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([-second, first], axis=-1)
+
+
+def others_by_product(x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
+    """The same, in float32: a TPU writes slices of its registers' lanes to memory, and multiplies faster than that."""
     half = x.shape[-1] // 2
     swap = jnp.array(np.roll(np.diag([-1.0] * half + [1.0] * half), half, axis=0), x.dtype)
-    other = jnp.einsum("btnh,hg->btng", x, swap, precision="highest", preferred_element_type=jnp.float32)
-    return (x.astype(jnp.float32) * cos + other * sin).astype(x.dtype)
+    return jnp.einsum("btnh,hg->btng", x, swap, precision="highest", preferred_element_type=jnp.float32)
 
 
 #: Attributes that are piles of layers.
