@@ -65,10 +65,11 @@ class SelfAttention(nnx.Module):
         key = checkpoint_name(rotate(self.k(x), rope).swapaxes(1, 2), "key")
         value = checkpoint_name(self.v(x).swapaxes(1, 2), "value")
         if isinstance(mask, Segments):
-            y = checkpoint_name(self.o(flash_attention(query, key, value, mask)), "out")
-            return y, KeyValue(key.swapaxes(2, 3), value), None
-        y = checkpoint_name(self.o(attention(query, key, value, mask, past, self.dropout)), "out")
-        return y, KeyValue(key.swapaxes(2, 3), value), attention_weights(query, key, mask, past)
+            context, weights = flash_attention(query, key, value, mask), None
+        else:
+            context = attention(query, key, value, mask, past, self.dropout)
+            weights = attention_weights(query, key, mask, past)
+        return checkpoint_name(self.o(context), "out"), KeyValue(key.swapaxes(2, 3), value), weights
 
 
 class DecoderLayer(nnx.Module):

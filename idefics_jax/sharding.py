@@ -140,8 +140,11 @@ def gathered(weight: Array) -> Array:
     """A weight as a matmul wants it: whole along the axis that `fsdp` splits in storage, still split over `tensor`."""
     if get_abstract_mesh().empty:
         return weight
-    stored = jax.typeof(weight).sharding.spec
-    return reshard(weight, PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored)))
+    return reshard(weight, _whole(jax.typeof(weight).sharding.spec))
+
+
+def _whole(stored: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored))
 
 
 def stays(weight: Array, moved: int) -> bool:
@@ -156,7 +159,8 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
     stays, where `x` and the result are smaller, as in decoding, and those are exchanged.
 
     Where they are smaller it is a product of matrices: with more axes the TPU compiler would first turn the weights
-    round, so that heads come first, which then costs more than turning the result.
+    round, so that heads come first, which then costs more than turning the result. So it is where several axes are
+    contracted: of heads of 128, one at a time fills half of a v6e's matrix unit.
     """
     leading, kept = x.ndim - len(contracted), [axis for axis in range(weight.ndim) if axis not in contracted]
     between = (None,) * (leading - 1)
@@ -268,8 +272,7 @@ def _gathered_by_side(weight: Array) -> Array:
             part = jax.lax.all_gather(part, "fsdp", axis=stored.index("fsdp"), axis_index_groups=groups, tiled=True)
         return part
 
-    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored))
-    return jax.shard_map(gather, in_specs=stored, out_specs=whole, check_vma=False)(weight)
+    return jax.shard_map(gather, in_specs=stored, out_specs=_whole(stored), check_vma=False)(weight)
 
 
 def _along_sides() -> list[list[list[int]]]:

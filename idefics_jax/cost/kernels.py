@@ -8,7 +8,10 @@ _PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 def kernel_flops(op: Instruction) -> float | None:
-    """Of a kernel of causal attention: of the blocks that it computes, by its name and shape. None of any other."""
+    """Of an attention kernel: of the blocks that it computes, by its name and shape. None of any other.
+
+    Rows of several blocks are taken to be attended to causally; the vision tower's have one.
+    """
     products = next((count for name, count in _PRODUCTS.items() if op.name.startswith(name)), None)
     shapes = [array.dims for array in arrays(op.shape) if len(array.dims) == 4]  # [rows, heads, t, head_dim]
     if products is None or not shapes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from idefics_jax.layers import Vocabulary, rematerialised
+from idefics_jax.layers import KEEPABLE, Vocabulary, rematerialised
 from idefics_jax.loss import IGNORED, next_token_loss
 from tests.tiny_tokenizer import IMAGE_TOKEN_ID
 from tests.train.small_runs import CONFIG, by_path, keeping_gradients, make_batch, make_rows, start
-from train.config import OptimizerConfig
+from train.config import KeptName, OptimizerConfig
 from train.loss import chunked_sums, targets
 from train.optimizer import schedule
 from train.step import make_eval_step
@@ -92,6 +93,7 @@ def test_what_is_computed_twice_makes_no_difference(plain, remat):
 
 
 def test_what_is_kept_has_a_known_name():
+    assert get_args(KeptName) == KEEPABLE
     with pytest.raises(ValueError, match=r"query, key, value.*not \('key', 'keys'\)"):
         rematerialised(lambda x: x, ("key", "keys"))
 
