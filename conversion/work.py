@@ -60,16 +60,18 @@ class Work(NamedTuple):
                 raise FileExistsError(
                     f"{self.folder} is what a stopped run left; --resume goes on with it, --force starts anew."
                 )
-            elif (earlier := self._job()) != job:
+            elif (earlier := self._job()) and earlier != job:
                 differing = sorted(key for key in job if earlier.get(key) != job[key])
                 raise ValueError(
                     f"{self.folder} was begun with another {', '.join(differing)}; repeat that command with --resume, "
                     "or start anew with --force."
                 )
         self.records.mkdir(parents=True, exist_ok=True)
-        (self.records / JOB).write_text(json.dumps(job))
+        if not self._job():
+            (self.records / JOB).write_text(json.dumps(job))
 
     def _job(self) -> dict[str, Any]:
+        """The job as it was recorded, before anything else; empty if the run was stopped even before that."""
         try:
             return json.loads((self.records / JOB).read_text())
         except (OSError, ValueError):

@@ -115,6 +115,15 @@ def test_another_job_does_not_go_on_with_it(conversion, checkpoint, tmp_path, st
     assert_same_bits(read_all(tmp_path / "out"), read_all(checkpoint))
 
 
+def test_a_run_stopped_before_its_job_was_recorded_goes_on(conversion, checkpoint, tmp_path):
+    command = ["convert", checkpoint, tmp_path / "out"]
+    (tmp_path / "out.partial" / ".progress").mkdir(parents=True)
+    (tmp_path / "out.partial" / ".progress" / "job.json").write_text('{"--dty')
+    assert "out.partial is what a stopped run left; --resume goes on with it" in conversion(*command, status=1)
+    conversion(*command, "--resume")
+    assert_same_bits(read_all(tmp_path / "out"), read_all(checkpoint))
+
+
 def test_what_is_there_is_kept_unless_forced(conversion, checkpoint, published, tmp_path):
     out = tmp_path / "out"
     conversion("convert", published, out)
