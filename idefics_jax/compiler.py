@@ -12,6 +12,9 @@ _TRAINING: dict[str, str | bool] = {
     # Fast memory that one operation may use: larger tiles, and so fewer readings of the same operands from HBM.
     "xla_tpu_scoped_vmem_limit_kib": "65536",
 }
+# Without SparseCores, gathers of weights run beside products, which are to be more than one at a time: a layer's first
+# products are too short for the gather of an MLP's.
+_ASYNCHRONOUS: dict[str, str | bool] = {"xla_max_concurrent_async_all_gathers": "2"}
 # SparseCores gather weights and add up gradients while the rest of the chip computes; else it waits.
 _SPARSE_CORES: dict[str, str | bool] = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
@@ -20,7 +23,7 @@ _SPARSE_CORES: dict[str, str | bool] = {
 
 #: By the names of `idefics_jax.cost.CHIPS`.
 TRAINING: dict[str, dict[str, str | bool]] = {
-    "v5e": _TRAINING,
+    "v5e": _TRAINING | _ASYNCHRONOUS,
     "v5p": _TRAINING | _SPARSE_CORES,
     "v6e": _TRAINING | _SPARSE_CORES | {"xla_tpu_scoped_vmem_limit_kib": "98304"},  # of twice the matrix units
     "tpu7x": {},

@@ -26,10 +26,9 @@ from jax.sharding import (
 )
 from jaxtyping import Array
 
-MESH_AXES = ("data", "fsdp", "tensor")
+from idefics_jax import torus
 
-#: Kinds of devices that have SparseCores.
-SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+MESH_AXES = ("data", "fsdp", "tensor")
 
 #: Logical axis -> mesh axes. Anything absent is not split.
 LOGICAL_AXES = {
@@ -45,7 +44,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     """A `data x fsdp x tensor` mesh over `devices` (default: all); one size may be -1, meaning whatever is left.
 
     Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between. A TPU
-    slice without `tensor` is taken row by row: see `torus`.
+    slice without `tensor` is taken row by row: see `idefics_jax.torus`.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices'.
@@ -61,40 +60,13 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     if sizes[0] % slices:
         raise ValueError(f"The devices are {slices} slices; data={sizes[0]} must be a multiple of that.")
     if hasattr(devices[0], "coords") and sizes[0] == slices and sizes[2] == 1:
-        return Mesh(np.array(_row_by_row(devices)).reshape(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+        grid = np.array(torus.devices_row_by_row(devices)).reshape(sizes)
+        return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     if slices > 1:
         per_slice = (sizes[0] // slices, *sizes[1:])
         grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices)
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
-
-
-def _row_by_row(devices: list[Any]) -> list[Any]:
-    """TPU devices slice by slice, by their place in it; its longest side changes most slowly."""
-    places = np.array([device.coords for device in devices])
-    axes = sorted(range(places.shape[1]), key=lambda axis: -len(set(places[:, axis])))
-
-    def place(device: Any) -> tuple[int, ...]:
-        return (getattr(device, "slice_index", 0), *(device.coords[axis] for axis in axes), device.core_on_chip)
-
-    return sorted(devices, key=place)
-
-
-def torus(devices: int) -> tuple[int, ...]:
-    """The sides of the grid that so many devices are, the longest first, as pods are built: as equal as they can be.
-
-    On a pod of other sides, programs are right, and slower. CPUs count as a TPU of two dimensions does, so that tests
-    take the same way; GPUs make no grid.
-    """
-    device = get_abstract_mesh().abstract_device
-    platform, kind = ("cpu", "") if device is None else (device.platform, device.device_kind)
-    dimensions = 1 if platform == "gpu" else 3 if kind in ("TPU v4", "TPU v5", "TPU v5p") else 2
-    sides: list[int] = []
-    for left in range(dimensions, 0, -1):
-        ways = [side for side in range(1, devices + 1) if devices % side == 0 and side**left >= devices]
-        sides.append(min(ways))
-        devices //= sides[-1]
-    return tuple(side for side in sides if side > 1)
 
 
 def shapes_on(mesh: Mesh | AbstractMesh | None, function: Callable[..., Any], *args: Any) -> Any:
@@ -173,7 +145,7 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
     dimensions = ((tuple(range(leading, x.ndim)), contracted), ((), ()))
     layout = spec("batch", *between, *output_axes)
     if not stays(weight, x.size + results):
-        if dtype is None and _scatters_by_side(weight):
+        if dtype is None and _by_side(weight):
             return _product_by_side(x, weight, contracted, layout)
         return _gathered_product(x, weight, contracted, layout, dtype)
     stored = jax.typeof(weight).sharding.spec
@@ -192,29 +164,29 @@ def _merged(x: Array, start: int, stop: int) -> Array:
     return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*stored[: start + 1], *stored[stop:]))
 
 
-def _scatters_by_side(weight: Array) -> bool:
-    """Whether a weight's gradient is added up over one side of the devices' grid after the other.
+def _by_side(weight: Array) -> bool:
+    """Whether a weight's gradient is added up along one side of the devices' grid after the other.
 
-    Over several sides at once the TPU compiler knows only sums that every device gets whole, twice the bytes of what
-    each needs. `tensor` would lie across the sides.
+    `tensor` would lie across the sides.
     """
     mesh = get_abstract_mesh()
     if mesh.empty or mesh.shape["tensor"] > 1 or "fsdp" not in jax.typeof(weight).sharding.spec:
         return False
-    return len(torus(mesh.shape["fsdp"])) > 1
+    return len(torus.sides(mesh.shape["fsdp"])) > 1
 
 
 def _gathered_product(
     x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None, dtype: Any = None
 ) -> Array:
     dimensions = ((tuple(range(x.ndim - len(contracted), x.ndim)), contracted), ((), ()))
-    whole = _gathered_by_side(weight) if dtype is None and _gathers_by_side(weight) else gathered(weight)
+    by_side = dtype is None and _by_side(weight) and torus.have_sparse_cores()
+    whole = (_gathered_by_side if by_side else gathered)(weight)
     return jax.lax.dot_general(x, whole, dimensions, preferred_element_type=dtype, out_sharding=layout)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product_by_side(x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None) -> Array:
-    """As `product`, of a gathered weight whose gradient `_scatters_by_side`."""
+    """As `product`, of a gathered weight whose gradient is added up `_by_side`."""
     return _gathered_product(x, weight, contracted, layout)
 
 
@@ -225,17 +197,16 @@ def _product_forward(
 
 
 def _product_backward(
-    contracted: tuple[int, ...], layout: PartitionSpec | None, kept: tuple[Array, Array], gradient: Array
+    contracted: tuple[int, ...], layout: PartitionSpec | None, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    x, weight = kept
+    x, weight = residuals
     _, of_x = jax.vjp(lambda x: _gathered_product(x, weight, contracted, layout), x)
     stored, leading = jax.typeof(weight).sharding.spec, x.ndim - len(contracted)
     axes = [*contracted, *(axis for axis in range(weight.ndim) if axis not in contracted)]
 
     def of_weight(x: Array, gradient: Array) -> Array:
-        rows = tuple(range(leading))
-        own = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
-        own = _scattered_by_side(own.transpose([axes.index(axis) for axis in range(weight.ndim)]), stored.index("fsdp"))
+        own = torus.scattered_product(x, gradient, leading, axes.index(stored.index("fsdp")))
+        own = own.transpose([axes.index(axis) for axis in range(weight.ndim)])
         return own if get_abstract_mesh().shape["data"] == 1 else jax.lax.psum(own, "data")
 
     layouts = (jax.typeof(x).sharding.spec, jax.typeof(gradient).sharding.spec)
@@ -246,40 +217,12 @@ def _product_backward(
 _product_by_side.defvjp(_product_forward, _product_backward)
 
 
-def _scattered_by_side(x: Array, axis: int) -> Array:
-    """Each device's part along `axis` of the sum over `fsdp` of what the devices have."""
-    for groups in _along_sides():
-        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, axis_index_groups=groups, tiled=True)
-    return x
-
-
-def _gathers_by_side(weight: Array) -> bool:
-    """Whether a weight is gathered over one side of the grid after the other.
-
-    SparseCores, which gather while the rest of the chip computes, do not do so over several sides at once. TPU v5e has
-    none: there a product itself has the next weights gathered meanwhile, and best over all sides.
-    """
-    device = get_abstract_mesh().abstract_device
-    return _scatters_by_side(weight) and device is not None and device.device_kind in SPARSE_CORES
-
-
 def _gathered_by_side(weight: Array) -> Array:
-    """As `gathered`."""
+    """As `gathered`: SparseCores gather along one side of the grid at a time. TPU v5e has none: there a product itself
+    has the next weights gathered meanwhile, and best over all sides."""
     stored = jax.typeof(weight).sharding.spec
-
-    def gather(part: Array) -> Array:
-        for groups in reversed(_along_sides()):
-            part = jax.lax.all_gather(part, "fsdp", axis=stored.index("fsdp"), axis_index_groups=groups, tiled=True)
-        return part
-
+    gather = partial(torus.gathered, axis=stored.index("fsdp"))
     return jax.shard_map(gather, in_specs=stored, out_specs=_whole(stored), check_vma=False)(weight)
-
-
-def _along_sides() -> list[list[list[int]]]:
-    """For each side of the grid, the longest first, the lines of devices along it, by their numbers in `fsdp`."""
-    sides = torus(get_abstract_mesh().shape["fsdp"])
-    numbers = np.arange(np.prod(sides)).reshape(sides)
-    return [np.moveaxis(numbers, side, -1).reshape(-1, sides[side]).tolist() for side in range(len(sides))]
 
 
 def looked_up(table: Array, index: Array) -> Array:

@@ -90,7 +90,8 @@ class _Walk:
         """Walks through a computation that runs so many times; returns the seconds of one run.
 
         Transfers between slices wait for each other, and what needs them waits for them: a clock, and the time at
-        which the network is free, say for how long.
+        which the network is free, say for how long. Those within a slice are hidden as far as the computation that
+        begins them has other work.
 
         Args:
             name: of the computation.
@@ -98,6 +99,7 @@ class _Walk:
             around: the component of the loop that it is in.
         """
         now = network_free = 0.0
+        outer, self.sums.background = self.sums.background, []
         coming: dict[str, tuple[Transfer, str, float]] = {}
         owner = self.program.computations[name]
         for op in owner.instructions:
@@ -120,6 +122,8 @@ class _Walk:
             arrival,
         ) in coming.values():  # received by the next run, which can start no sooner than they come
             now += self.sums.wait(owner.instructions[-1], sent, False, component, arrival - now, times)
+        now += self.sums.catch_up(now, times)
+        self.sums.background = outer
         return now
 
     def component(self, owner: Computation, op: Instruction, around: str | None) -> str:

@@ -1,8 +1,9 @@
 """What devices send each other: bytes on the wire of one device, and the seconds that they take.
 
 Within a slice the bytes go over all of a device's links at once, at full speed: optimistic, since a ring along one mesh
-axis uses the links of that axis only. Between slices they go over the hosts' network (DCN), of which a device has its
-share; there a collective is a `send` and a `recv` that the hosts answer.
+axis uses the links of that axis only. A `collective-permute` has one receiver, and counts as half of two that go both
+ways along a side at once, as rings do (`idefics_jax.torus`). Between slices the bytes go over the hosts' network
+(DCN), of which a device has its share; there a collective is a `send` and a `recv` that the hosts answer.
 """
 
 import re
@@ -49,7 +50,10 @@ class Transfer(NamedTuple):
 
     def seconds(self, chip: Chip) -> float:
         """How long the bytes take, without latency."""
-        return self.wire_bytes / (chip.ici_bandwidth if self.network == "ICI" else chip.dcn_bandwidth)
+        if self.network == "DCN":
+            return self.wire_bytes / chip.dcn_bandwidth
+        along_a_side = 2 * chip.ici_link_bandwidth
+        return self.wire_bytes / (along_a_side if self.kind == "collective-permute" else chip.ici_bandwidth)
 
 
 def wire_bytes(kind: str, group: int, given: float, result: float) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ def pod_devices(topology: str, slices: int) -> list[Any]:
     # Never kept: JAX could not read programs for absent devices back.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     try:
-        options = {"num_slices": slices} if slices > 1 else {}
+        options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+        options |= {"wrap": closed_sides(topology)}
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:  # JAX raises several kinds
         reason = str(error).splitlines()[0]
@@ -51,6 +53,18 @@ def pod_devices(topology: str, slices: int) -> list[Any]:
             f"--plan {topology}: the TPU compiler does not take it ({reason}). It comes with `pip install .[tpu]`, and "
             "names are like v5e:16x16, v5p:4x4x4 or v6e:8x8."
         ) from error
+
+
+def closed_sides(topology: str) -> list[int]:
+    """1 for each of a pod's three sides whose ends are linked, 0 for the others; the compiler takes none for linked.
+
+    Grids of two dimensions are closed along sides of 16; those of three are made of cubes of 4, linked all round ("How
+    to Scale Your Model", section on TPU networking).
+    """
+    sides = [int(side) for side in re.findall(r"\d+", topology.partition(":")[2])]
+    if len(sides) == 3:
+        return [int(all(side % 4 == 0 for side in sides))] * 3
+    return [*(int(side == 16) for side in sides), 0]
 
 
 def compiled(

@@ -1,6 +1,5 @@
 """What a compiled program is found to cost."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from idefics_jax.cost.chips import Chip
@@ -102,10 +101,8 @@ class Cost(NamedTuple):
     @property
     def exposed_seconds(self) -> float:
         """Of the collectives that nothing hides: the synchronous ones, waits for other slices, and what there is more
-        of the rest within a slice than of anything to hide it behind."""
-        return sum(each.exposed_seconds for each in self.collectives) + uncovered(
-            self.collectives, max(self.adjusted_seconds, self.hbm_seconds)
-        )
+        of the rest than of anything to hide it behind."""
+        return sum(each.exposed_seconds for each in self.collectives)
 
     @property
     def step_seconds(self) -> float:
@@ -122,8 +119,3 @@ class Cost(NamedTuple):
     def mfu(self, model_flops: float) -> float:
         """The share of the devices' peak that `model_flops`, a step's on one device, make up."""
         return model_flops / self.chip.peak_flops / self.step_seconds
-
-
-def uncovered(collectives: Iterable[Collective], busy: float) -> float:
-    """Seconds by which the collectives within a slice that run beside other work take longer than it."""
-    return max(0.0, sum(each.seconds - each.exposed_seconds for each in collectives if each.network == "ICI") - busy)

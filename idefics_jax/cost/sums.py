@@ -8,7 +8,7 @@ from idefics_jax.cost.collectives import Transfer
 from idefics_jax.cost.components import COMPONENTS
 from idefics_jax.cost.hlo import Instruction
 from idefics_jax.cost.operations import Price
-from idefics_jax.cost.reading import Collective, Cost, Operation, uncovered
+from idefics_jax.cost.reading import Collective, Cost, Operation
 
 
 class _Kind(NamedTuple):
@@ -50,6 +50,7 @@ class Sums:
         self.estimated = self.adjusted = self.hbm_bytes = self.prefetched = self.flops = 0.0
         self.by_component, self.by_category, self.by_limit = _amounts(), _amounts(), _amounts()
         self.collectives: dict[_Kind, _Amounts] = defaultdict(lambda: _Amounts(0, 0, 0, 0))
+        self.background: list[tuple[float, Instruction, Transfer, str]] = []
         self.operations: dict[str, Operation] = {}
         self.unpriced = _amounts()
         self.unknown_loops: list[str] = []
@@ -72,7 +73,19 @@ class Sums:
         self.collectives[kind] = _Amounts(
             count + times, size + times * transfer.wire_bytes, total + times * seconds, exposed
         )
+        if not synchronous and transfer.network == "ICI":
+            self.background.append((seconds, op, transfer, component))
         return self.wait(op, transfer, synchronous, component, seconds if synchronous else 0.0, times)
+
+    def catch_up(self, busy: float, times: float) -> float:
+        """Adds the seconds by which the collectives in `background` last longer than the device is busy, and empties
+        it; returns them. The longest is said to be waited for."""
+        late = sum(seconds for seconds, *_ in self.background) - busy
+        if late > 0:
+            _, op, transfer, component = max(self.background, key=lambda each: each[0])
+            self.wait(op, transfer, False, component, late, times)
+        self.background = []
+        return max(late, 0.0)
 
     def wait(
         self, op: Instruction, transfer: Transfer, synchronous: bool, component: str, seconds: float, times: float
@@ -113,13 +126,10 @@ class Sums:
         """The sums, with so many of the most expensive operations."""
         collectives = [Collective(*kind, *amounts) for kind, amounts in self.collectives.items()]
         read = self.hbm_bytes / self.chip.hbm_bandwidth
-        for seconds, component, category, limit in (
-            (max(0.0, read - self.adjusted), "other", "prefetch", "HBM"),
-            (uncovered(collectives, max(read, self.adjusted)), "collectives", "collective", "interconnect"),
-        ):
-            self.by_component[component] += seconds
-            self.by_category[category] += seconds
-            self.by_limit[limit] += seconds
+        waiting = max(0.0, read - self.adjusted)
+        self.by_component["other"] += waiting
+        self.by_category["prefetch"] += waiting
+        self.by_limit["HBM"] += waiting
         return Cost(
             chip=self.chip,
             devices=self.devices,
