@@ -34,13 +34,13 @@ PROGRAMS = {
     "9B `full`, two v5e-16": "--random 9b --trainable full --plan v5e:4x4 --slices 2 --batch-size 128",
     "9B `full`, v5p-8": "--random 9b --trainable full --plan v5p:2x2x1 --batch-size 32 --remat dots",
     "9B `full`, v6e-8": "--random 9b --trainable full --plan v6e:2x4 --batch-size 64 --remat attention",
-    "80B `full`, v5e-256": "--random 80b --trainable full --plan v5e:16x16 --batch-size 512",
+    "80B `full`, v5e-256": "--random 80b --trainable full --plan v5e:16x16 --batch-size 768",
     "80B `full`, v5p-128": "--random 80b --trainable full --plan v5p:4x4x4 --batch-size 192 --remat dots",
     "80B `full`, v6e-256": "--random 80b --trainable full --plan v6e:16x16 --batch-size 1024 --remat attention",
     "9B `idefics`, v5e-8": "--random 9b --trainable idefics --plan v5e:2x4 --batch-size 16 --remat dots",
     "9B `idefics`, v5e-4": "--random 9b --trainable idefics --plan v5e:2x2 --batch-size 16",
     "9B `lora`, v5e-4": f"--random 9b --trainable lora --plan v5e:2x2 --batch-size 8 --remat {ALL_BUT_OUT}",
-    "80B `idefics`, v5e-64": "--random 80b --trainable idefics --plan v5e:8x8 --batch-size 128",
+    "80B `idefics`, v5e-64": "--random 80b --trainable idefics --plan v5e:8x8 --batch-size 192",
     "80B `lora`, v5e-32": "--random 80b --trainable lora --plan v5e:4x8 --batch-size 64",
 }
 COLUMNS = ("", "rows per chip", "memory of a chip", "MFU", "tokens/s per chip", "collectives not hidden", "compiled in")

@@ -81,7 +81,7 @@ def scattered_product(x: Array, y: Array, rows: int, axis: int) -> Array:
         axis: of the result `[*xs, *ys]`, along which it is scattered.
     """
     lines, columns = _lines()[0], (*x.shape[rows:], *y.shape[rows:])
-    halved = x.ndim - rows if axis < x.ndim - rows else 0  # of the operand that is not scattered, the first column axis
+    halved = x.ndim - rows if axis < x.ndim - rows else 0  # the first axis of the operand that is not scattered
     of_halved = columns[halved:] if halved else columns[: x.ndim - rows]
     wide = columns[axis] // len(lines[0]) % _LANES == 0 and np.prod(of_halved) >= 2 * _LANES
     if have_sparse_cores() or not wide or columns[halved] % 2:
@@ -108,7 +108,7 @@ def _round_the_ring(x: Array, y: Array, rows: int, axis: int, halved: int, lines
     at = jnp.asarray(at_of)[jax.lax.axis_index("fsdp")]
     summed = tuple(range(rows))
 
-    def cut(number: Array, pieces: int, along: int) -> Array:
+    def cut(number: int | Array, pieces: int, along: int) -> Array:
         """One of so many pieces of the operand that has the result's axis `along`."""
         operand, along = (x, rows + along) if along < x.ndim - rows else (y, rows + along - (x.ndim - rows))
         size = operand.shape[along] // pieces
@@ -116,9 +116,9 @@ def _round_the_ring(x: Array, y: Array, rows: int, axis: int, halved: int, lines
 
     def product(step: int | Array, half: int) -> Array:
         steps = step + 1 if half else -1 - step
+        one = cut(jnp.asarray(places)[jnp.mod(at + steps, devices)], devices, axis)
         # The barrier keeps XLA from cutting the halves before the loop, which would copy them.
-        part, half = jnp.asarray(places)[jnp.mod(at + steps, devices)], jax.lax.optimization_barrier((half, step))[0]
-        one, other = cut(part, devices, axis), cut(half, 2, halved)
+        other = cut(jax.lax.optimization_barrier((half, step))[0], 2, halved)
         left, right = (one, other) if axis < halved else (other, one)
         return jax.lax.dot_general(left, right, ((summed, summed), ((), ())), preferred_element_type=jnp.float32)
 

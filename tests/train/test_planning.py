@@ -103,7 +103,7 @@ def test_devices_exchange_weights_and_gradients_and_nothing_else(step_of_a_pod):
     assert set(sent) <= {"all-gather", "reduce-scatter", "all-reduce", "collective-permute"}
     assert sent["all-gather"] < 3 * 2 * weights
     assert sent["reduce-scatter"] + sent["all-reduce"] < 3 * weights  # 2 if all are scattered, 4 if none
-    assert sent.get("collective-permute", 0) < 0.1 * weights  # the ends of rings
+    assert sent.get("collective-permute", 0) < 0.1 * weights  # weights that small are not added up round rings
 
 
 @pytest.mark.slow
@@ -126,8 +126,17 @@ def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5p:2x2x2", "v6e:4x4"])
-def test_sparse_cores_exchange_weights_and_gradients_while_the_rest_computes(topology):
+@pytest.mark.parametrize(
+    ("topology", "kinds", "share"),
+    [
+        ("v5p:2x2x2", {"all-gather", "reduce-scatter"}, 0.98),
+        ("v6e:4x4", {"all-gather", "reduce-scatter"}, 0.98),
+        ("v5e:4x4", {"all-gather", "collective-permute"}, 0.9),
+        ("v5e:16x16", {"all-gather", "collective-permute"}, 0.9),
+    ],
+)
+def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds, share):
+    """By SparseCores, or beside products; without SparseCores, sums over a grid's shorter side are waited for."""
     pytest.importorskip("libtpu")
     which, mesh = chip(topology), make_mesh(devices=pod_devices(topology, 1))
     layers = shapes_on(mesh, lambda key: nnx.state(_mlps(key)), jax.random.key(0))
@@ -139,13 +148,13 @@ def test_sparse_cores_exchange_weights_and_gradients_while_the_rest_computes(top
 
     with on_mesh(mesh.abstract_mesh):
         layout = NamedSharding(mesh, spec("batch", None, None))
-        x = jax.ShapeDtypeStruct((2 * mesh.size, 512, 1024), jnp.bfloat16, sharding=layout)
+        x = jax.ShapeDtypeStruct((2 * mesh.size, 1024, 2048), jnp.bfloat16, sharding=layout)
         program = jax.jit(jax.grad(loss)).lower(layers, x).compile(compiler_options=TRAINING[which.name])
     collectives = analyze(program.as_text(), which, mesh.size).collectives
     hidden = sum(each.wire_bytes for each in collectives if not each.synchronous)
-    assert hidden > 0.98 * sum(each.wire_bytes for each in collectives)
-    assert {each.kind for each in collectives if not each.synchronous} >= {"all-gather", "reduce-scatter"}
+    assert hidden > share * sum(each.wire_bytes for each in collectives)
+    assert {each.kind for each in collectives if not each.synchronous} == kinds
 
 
 def _mlps(key):
-    return pile(lambda key: GatedMLP(key, 1024, 2816, "silu", std=0.02), key, 4, stacked=True)
+    return pile(lambda key: GatedMLP(key, 2048, 2816, "silu", std=0.02), key, 4, stacked=True)
