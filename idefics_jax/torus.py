@@ -17,7 +17,8 @@ SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 #: Kinds of devices whose grids have three dimensions.
 CUBES = ("TPU v4", "TPU v5", "TPU v5p")
 
-_LANES = 128  # of a TPU's registers, and of its smallest matrix units
+#: The fewest rows of a product for which a TPU multiplies as fast as it reads what they are multiplied with.
+_ROWS = 512
 
 
 def devices_row_by_row(devices: list[Any]) -> list[Any]:
@@ -71,8 +72,8 @@ def scattered(x: Array, axis: int, done: int = 0) -> Array:
 def scattered_product(x: Array, y: Array, rows: int, axis: int) -> Array:
     """`x^T y`, each device's part of the sum of what the devices have: a weight's gradient.
 
-    Without SparseCores a TPU waits while it adds up. Where the parts are large enough for the matrix units, the sums
-    over the longest side therefore go round a ring, while the devices multiply what they add to them next.
+    Without SparseCores a TPU waits while it adds up. Where the parts are large enough to be multiplied one by one, the
+    sums over the longest side therefore go round a ring, while the devices multiply what they add to them next.
 
     Args:
         x: `[*rows, *xs]`.
@@ -82,9 +83,8 @@ def scattered_product(x: Array, y: Array, rows: int, axis: int) -> Array:
     """
     lines, columns = _lines()[0], (*x.shape[rows:], *y.shape[rows:])
     halved = x.ndim - rows if axis < x.ndim - rows else 0  # the first axis of the operand that is not scattered
-    of_halved = columns[halved:] if halved else columns[: x.ndim - rows]
-    wide = columns[axis] // len(lines[0]) % _LANES == 0 and np.prod(of_halved) >= 2 * _LANES
-    if have_sparse_cores() or not wide or columns[halved] % 2:
+    part, half = columns[axis] // len(lines[0]), np.prod(columns[halved:] if halved else columns[: x.ndim - rows]) // 2
+    if have_sparse_cores() or min(part, half) < _ROWS or columns[halved] % 2:
         summed = tuple(range(rows))
         return scattered(jax.lax.dot_general(x, y, ((summed, summed), ((), ()))), axis)
     halves = _round_the_ring(x, y, rows, axis, halved, lines)

@@ -171,13 +171,17 @@ def test_a_ring_visits_every_device_of_a_line_and_never_goes_far(devices):
     [
         ((16, 4, 6), (0,), ("embed", "heads", None)),
         ((4, 6, 16), (0, 1), ("heads", None, "embed")),
-        ((512, 2, 128), (0,), ("embed", "heads", None)),
-        ((256, 512), (0,), ("mlp", "embed")),
+        ((2048, 8, 128), (0,), ("embed", "heads", None)),
+        ((1024, 2048), (0,), ("mlp", "embed")),
     ],
 )
 def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(monkeypatch, shape, contracted, axes):
     """Of a map from `embed` and one to it, over slices of two by two devices, one of four by two, and a cube."""
-    x_shape = (8, 64 if 512 in shape else 3, *(shape[axis] for axis in contracted))  # a larger weight than x would stay
+    x_shape = (
+        8,
+        128 if 2048 in shape else 3,
+        *(shape[axis] for axis in contracted),
+    )  # a larger weight than x would stay
     x, weight = (jax.random.normal(jax.random.key(seed), size) for seed, size in enumerate((x_shape, shape)))
     output = [None if axis == "embed" else axis for axis in axes[len(contracted) :]]
 
@@ -198,7 +202,7 @@ def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(monkey
             program = jax.jit(jax.grad(loss, (0, 1)))
             gradients = program(*placed)
             text = program.trace(*placed).jaxpr.pretty_print()
-            large = 512 in shape and dimensions == 2
+            large = 2048 in shape and dimensions == 2
             # Along the shorter side, once for each half of the ring's sums.
             assert text.count("reduce_scatter[") == (2 if large else dimensions)
             assert text.count("ppermute[") == (2 if large else 0)

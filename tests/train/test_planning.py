@@ -148,7 +148,7 @@ def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds
 
     with on_mesh(mesh.abstract_mesh):
         layout = NamedSharding(mesh, spec("batch", None, None))
-        x = jax.ShapeDtypeStruct((2 * mesh.size, 1024, 2048), jnp.bfloat16, sharding=layout)
+        x = jax.ShapeDtypeStruct((2 * mesh.size, 1024, 8192), jnp.bfloat16, sharding=layout)
         program = jax.jit(jax.grad(loss)).lower(layers, x).compile(compiler_options=TRAINING[which.name])
     collectives = analyze(program.as_text(), which, mesh.size).collectives
     hidden = sum(each.wire_bytes for each in collectives if not each.synchronous)
@@ -157,4 +157,4 @@ def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds
 
 
 def _mlps(key):
-    return pile(lambda key: GatedMLP(key, 2048, 2816, "silu", std=0.02), key, 4, stacked=True)
+    return pile(lambda key: GatedMLP(key, 8192, 2816, "silu", std=0.02), key, 4, stacked=True)
