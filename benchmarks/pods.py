@@ -29,9 +29,9 @@ COMMON = "--out plans --data.sequence-length 1024 --data.max-images 4 --optimize
 ALL_BUT_OUT = "query key value attention gate up"
 PROGRAMS = {
     "9B `full`, v5e-16": "--random 9b --trainable full --plan v5e:4x4 --batch-size 64",
-    "9B `full`, v5e-64": "--random 9b --trainable full --plan v5e:8x8 --batch-size 256",
-    "9B `full`, v5e-256": "--random 9b --trainable full --plan v5e:16x16 --batch-size 1024",
-    "9B `full`, two v5e-16": "--random 9b --trainable full --plan v5e:4x4 --slices 2 --batch-size 128",
+    "9B `full`, v5e-64": "--random 9b --trainable full --plan v5e:8x8 --mesh.data 4 --mesh.fsdp 16 --batch-size 256",
+    "9B `full`, v5e-256": "--random 9b --trainable full --plan v5e:16x16 --mesh.data 16 --mesh.fsdp 16 --batch-size 1024",
+    "9B `full`, two v5e-16": "--random 9b --trainable full --plan v5e:4x4 --slices 2 --mesh.data 2 --batch-size 128",
     "9B `full`, v5p-8": "--random 9b --trainable full --plan v5p:2x2x1 --batch-size 32 --remat dots",
     "9B `full`, v6e-8": "--random 9b --trainable full --plan v6e:2x4 --batch-size 64 --remat attention",
     "80B `full`, v5e-256": "--random 80b --trainable full --plan v5e:16x16 --batch-size 768",
