@@ -43,8 +43,8 @@ LOGICAL_AXES = {
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A `data x fsdp x tensor` mesh over `devices` (default: all); one size may be -1, meaning whatever is left.
 
-    Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between. A TPU
-    slice without `tensor` is taken row by row: see `idefics_jax.torus`.
+    Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between. On TPUs
+    without `tensor`, `fsdp` is a part of the slice that is as square as can be: see `idefics_jax.torus`.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices'.
@@ -59,9 +59,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise ValueError(f"The devices are {slices} slices; data={sizes[0]} must be a multiple of that.")
-    if hasattr(devices[0], "coords") and sizes[0] == slices and sizes[2] == 1:
-        grid = np.array(torus.devices_row_by_row(devices)).reshape(sizes)
-        return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+    if hasattr(devices[0], "coords") and sizes[2] == 1 and (in_order := torus.tiled(devices, sizes[1])):
+        return Mesh(np.array(in_order).reshape(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     if slices > 1:
         per_slice = (sizes[0] // slices, *sizes[1:])
         grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices)

@@ -1,9 +1,10 @@
 """The grid that a TPU slice's devices are, and collectives over `fsdp` that go along its sides, one after the other.
 
 Over several sides at once the TPU compiler knows only sums that every device gets whole, twice the bytes of what each
-needs. `fsdp` numbers the devices row by row, as `devices_row_by_row` does.
+needs. `fsdp` numbers the devices of a grid row by row, as `tiled` does.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -21,24 +22,39 @@ CUBES = ("TPU v4", "TPU v5", "TPU v5p")
 _ROWS = 512
 
 
-def devices_row_by_row(devices: list[Any]) -> list[Any]:
-    """TPU devices slice by slice, by their place in it; its longest side changes most slowly."""
+def tiled(devices: list[Any], fsdp: int) -> list[Any] | None:
+    """TPU devices slice by slice, and in a slice tile by tile: a tile is the grid that `fsdp` devices are, row by row,
+    and its longest side changes most slowly. None where such tiles do not fill the slices."""
     places = np.array([device.coords for device in devices])
     axes = sorted(range(places.shape[1]), key=lambda axis: -len(set(places[:, axis])))
+    grid = [len(set(places[:, axis])) for axis in axes]
 
     def place(device: Any) -> tuple[int, ...]:
         return (getattr(device, "slice_index", 0), *(device.coords[axis] for axis in axes), device.core_on_chip)
 
-    return sorted(devices, key=place)
+    in_order = np.array(sorted(devices, key=place))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if len(devices) == slices * fsdp:
+        return in_order.tolist()
+    tile = [*sides(fsdp, devices[0]), *(1,) * len(grid)][: len(grid)]
+    if len(devices) != slices * math.prod(grid) or any(whole % one for whole, one in zip(grid, tile, strict=True)):
+        return None
+    split = [size for whole, one in zip(grid, tile, strict=True) for size in (whole // one, one)]
+    order = (0, *range(1, 2 * len(grid), 2), *range(2, 2 * len(grid) + 1, 2))
+    return in_order.reshape(slices, *split).transpose(order).reshape(-1).tolist()
 
 
-def sides(devices: int) -> tuple[int, ...]:
+def sides(devices: int, device: Any = None) -> tuple[int, ...]:
     """The sides of the grid that so many devices are, the longest first, as pods are built: as equal as they can be.
 
     On a pod of other sides, programs are right, and slower. CPUs count as a TPU of two dimensions does, so that tests
     take the same way; GPUs make no grid.
+
+    Args:
+        devices: how many.
+        device: one of them; by default of the current mesh's kind.
     """
-    device = get_abstract_mesh().abstract_device
+    device = get_abstract_mesh().abstract_device if device is None else device
     platform, kind = ("cpu", "") if device is None else (device.platform, device.device_kind)
     dimensions = 1 if platform == "gpu" else 3 if kind in CUBES else 2
     found: list[int] = []

@@ -1,7 +1,9 @@
 """Meshes: the forward pass is the same on every one, and the published models lie on a pod as they should."""
 
 import dataclasses
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
 from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, on_mesh, product, spec
-from idefics_jax.torus import ring, sides
+from idefics_jax.torus import ring, sides, tiled
 
 GOLDEN = Path(__file__).parent / "reference" / "idefics_80b_parameters.txt"
 
@@ -134,6 +136,28 @@ def test_slices_hold_whole_copies_of_the_weights():
     assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
     with pytest.raises(ValueError, match=r"2 slices; data=1 must be a multiple"):
         make_mesh(data=1, fsdp=8, devices=devices)
+
+
+def test_copies_of_the_weights_are_squares_of_a_slice():
+    def device(slice_index, x, y):
+        return SimpleNamespace(
+            slice_index=slice_index, coords=(x, y, 0), core_on_chip=0, platform="tpu", device_kind="TPU v5 lite"
+        )
+
+    devices = [device(number, x, y) for y in range(8) for x in range(4) for number in range(2)]
+    squares = np.array(tiled(devices, 16)).reshape(4, 4, 4)
+    assert [{(each.slice_index, each.coords[1] // 4) for each in square.flat} for square in squares] == [
+        {(0, 0)},
+        {(0, 1)},
+        {(1, 0)},
+        {(1, 1)},
+    ]
+    for along in (squares, squares.swapaxes(1, 2)):  # neighbours are neighbours
+        for line in along.reshape(-1, 4):
+            steps = [np.subtract(one.coords, other.coords) for one, other in itertools.pairwise(line)]
+            assert [abs(step).sum() for step in steps] == [1, 1, 1]
+    assert [each.slice_index for each in tiled(devices, 32)] == [0] * 32 + [1] * 32
+    assert tiled(devices[:48], 8) is None  # 6 by 4 is no multiple of 4 by 2
 
 
 @pytest.mark.parametrize(
