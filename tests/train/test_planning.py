@@ -131,12 +131,13 @@ def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
     [
         ("v5p:2x2x2", {"all-gather", "reduce-scatter"}, 0.98),
         ("v6e:4x4", {"all-gather", "reduce-scatter"}, 0.98),
-        ("v5e:4x4", {"all-gather", "collective-permute"}, 0.9),
-        ("v5e:16x16", {"all-gather", "collective-permute"}, 0.9),
+        ("v5e:4x4", {"all-gather", "collective-permute"}, 0.7),
+        ("v5e:16x16", {"all-gather", "collective-permute"}, 0.7),
     ],
 )
 def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds, share):
-    """By SparseCores, or beside products; without SparseCores, sums over a grid's shorter side are waited for."""
+    """By SparseCores, or beside products; without SparseCores, the weights of a layer's first product and sums over a
+    grid's shorter side are waited for."""
     pytest.importorskip("libtpu")
     which, mesh = chip(topology), make_mesh(devices=pod_devices(topology, 1))
     layers = shapes_on(mesh, lambda key: nnx.state(_mlps(key)), jax.random.key(0))
