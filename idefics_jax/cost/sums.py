@@ -78,13 +78,12 @@ class Sums:
         return self.wait(op, transfer, synchronous, component, seconds if synchronous else 0.0, times)
 
     def catch_up(self, busy: float, times: float) -> float:
-        """Adds the seconds by which the collectives in `background` last longer than the device is busy, and empties
-        it; returns them. The longest is said to be waited for."""
+        """Adds the seconds by which the collectives in `background` last longer than the device is busy; returns them.
+        The longest is said to be waited for."""
         late = sum(seconds for seconds, *_ in self.background) - busy
         if late > 0:
             _, op, transfer, component = max(self.background, key=lambda each: each[0])
             self.wait(op, transfer, False, component, late, times)
-        self.background = []
         return max(late, 0.0)
 
     def wait(

@@ -147,7 +147,7 @@ def test_an_asynchronous_collective_is_hidden_as_far_as_there_is_something_to_hi
     assert gather.wire_bytes == 3 * BYTES
     assert not gather.synchronous
     assert gather.seconds == pytest.approx(3 * BYTES / 180e9)
-    assert cost.step_seconds == gather.exposed_seconds == gather.seconds  # there is nothing to hide it behind
+    assert cost.step_seconds == cost.exposed_seconds == gather.exposed_seconds == gather.seconds  # nothing hides it
     assert cost.by_limit == {"interconnect": gather.seconds}
     assert cost.bound == "interconnect"
 
