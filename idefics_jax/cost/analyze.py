@@ -91,14 +91,14 @@ class _Walk:
 
         Transfers between slices wait for each other, and what needs them waits for them: a clock, and the time at
         which the network is free, say for how long. Those within a slice are hidden as far as the computation that
-        begins them has other work.
+        begins them has other work. HBM's bytes count for the computation that moves them.
 
         Args:
             name: of the computation.
             times: it runs.
             around: the component of the loop that it is in.
         """
-        now = network_free = 0.0
+        now, network_free, moved = 0.0, 0.0, self.sums.hbm_bytes
         outer, self.sums.background = self.sums.background, []
         coming: dict[str, tuple[Transfer, str, float]] = {}
         owner = self.program.computations[name]
@@ -123,6 +123,7 @@ class _Walk:
         ) in coming.values():  # received by the next run, which can start no sooner than they come
             now += self.sums.wait(owner.instructions[-1], sent, False, component, arrival - now, times)
         now += self.sums.catch_up(now, times)
+        now += self.sums.read((self.sums.hbm_bytes - moved) / times, now, times)
         self.sums.background = outer
         return now
 

@@ -61,7 +61,7 @@ class Cost(NamedTuple):
         devices: in a slice.
         compute_seconds: by the compiler's own estimates, as if HBM and network were no limit.
         adjusted_seconds: held against HBM: what the device is busy, collectives apart.
-        hbm_bytes: read from HBM and written to it, prefetches included.
+        hbm_bytes: read from HBM and written to it, prefetches and collectives included.
         prefetched_bytes: of those, what is copied in the background.
         matmul_flops: of the matrix products that the compiler emitted, with those that are computed twice.
         by_component: seconds by component of the model; they add up to `step_seconds`.
@@ -106,13 +106,13 @@ class Cost(NamedTuple):
 
     @property
     def step_seconds(self) -> float:
-        """Of a step: busy, or waiting for HBM where prefetches alone take longer, and waiting for collectives."""
-        return max(self.adjusted_seconds, self.hbm_seconds) + self.exposed_seconds
+        """Of a step: busy, waiting for HBM where prefetches and collectives keep it longer, and for collectives."""
+        return self.adjusted_seconds + self.by_category.get("prefetch", 0.0) + self.exposed_seconds
 
     @property
     def bound(self) -> str:
         """What limits most of the step: "compute", "HBM" or "interconnect"."""
-        if self.collective_seconds > max(self.adjusted_seconds, self.hbm_seconds):
+        if self.collective_seconds > self.adjusted_seconds:
             return "interconnect"  # what is hidden has not enough to hide behind
         return max(self.by_limit, key=lambda limit: self.by_limit[limit]) if self.by_limit else "compute"
 

@@ -73,6 +73,7 @@ class Sums:
         self.collectives[kind] = _Amounts(
             count + times, size + times * transfer.wire_bytes, total + times * seconds, exposed
         )
+        self.hbm_bytes += times * 2 * transfer.wire_bytes  # read where they are sent from, written where they come
         if not synchronous and transfer.network == "ICI":
             self.background.append((seconds, op, transfer, component))
         return self.wait(op, transfer, synchronous, component, seconds if synchronous else 0.0, times)
@@ -84,6 +85,17 @@ class Sums:
         if late > 0:
             _, op, transfer, component = max(self.background, key=lambda each: each[0])
             self.wait(op, transfer, False, component, late, times)
+        return max(late, 0.0)
+
+    def read(self, moved: float, busy: float, times: float) -> float:
+        """Adds the seconds by which so many bytes between HBM and the device last longer than it is busy; returns them.
+
+        What is copied in the background adds up here, prefetches and collectives."""
+        late = moved / self.chip.hbm_bandwidth - busy
+        if late > 0:
+            self.by_component["other"] += times * late
+            self.by_category["prefetch"] += times * late
+            self.by_limit["HBM"] += times * late
         return max(late, 0.0)
 
     def wait(
@@ -124,11 +136,6 @@ class Sums:
     def cost(self, top: int) -> Cost:
         """The sums, with so many of the most expensive operations."""
         collectives = [Collective(*kind, *amounts) for kind, amounts in self.collectives.items()]
-        read = self.hbm_bytes / self.chip.hbm_bandwidth
-        waiting = max(0.0, read - self.adjusted)
-        self.by_component["other"] += waiting
-        self.by_category["prefetch"] += waiting
-        self.by_limit["HBM"] += waiting
         return Cost(
             chip=self.chip,
             devices=self.devices,

@@ -2,9 +2,11 @@
 
 A fusion that takes a slice of a large array, as a scanned layer does of the stacked weights, reads the slice only; one
 that updates a slice in place writes the slice only. So what a fusion is made of is followed from its parameters to
-their users, and from its result to what made it.
+their users, and from its result to what made it. What a fusion hands through, such as the buffers of a collective that
+runs beside it, it neither reads nor writes; a collective's own bytes count once, where it begins.
 """
 
+from idefics_jax.cost.collectives import KINDS
 from idefics_jax.cost.hlo import Computation, Instruction, Program, shape_bytes
 
 _SLICES = ("dynamic-slice", "slice", "gather")
@@ -38,9 +40,10 @@ def _result_bytes(program: Program, owner: Computation, op: Instruction, fused: 
         return size
     if fused.root.opcode != "tuple":
         return min(size, _written(program, fused, fused.root.name, size))
-    results = {name: shape_bytes(fused.by_name[name].shape, hbm_only=True) for name in fused.root.operands}
-    written = (_written(program, fused, name, results[name]) for name in fused.root.operands if results[name])
-    return min(size, sum(written)) if results else size
+    own = [name for name in fused.root.operands if fused.by_name[name].opcode not in ("parameter", *KINDS)]
+    results = {name: shape_bytes(fused.by_name[name].shape, hbm_only=True) for name in own}
+    written = (_written(program, fused, name, results[name]) for name in own if results[name])
+    return min(size, sum(written))
 
 
 def _read(program: Program, computation: Computation, name: str, size: float) -> float:
@@ -52,6 +55,8 @@ def _read(program: Program, computation: Computation, name: str, size: float) ->
             total += shape_bytes(user.shape) if user.operands[0] == name else 0
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue  # written in place
+        elif user.opcode in KINDS or (user.opcode == "tuple" and user is computation.root):
+            continue
         elif user.opcode in _VIEWS:
             total += _read(program, computation, user.name, size)
         elif fused is not None:
