@@ -52,8 +52,9 @@ COLUMNS = ("", "rows per chip", "memory of a chip", "MFU", "tokens/s per chip", 
 GENERATION = {
     "9B generates, v5e-4": ("9b", "v5e:2x2", {"tensor": 4}, 8),
     "9B generates, v5e-8, sooner": ("9b", "v5e:2x4", {"tensor": 8}, 8),
-    "9B generates, v5e-8, more": ("9b", "v5e:2x4", {"data": 2, "tensor": 4}, 16),
-    "80B generates, v5e-32": ("80b", "v5e:4x8", {"fsdp": 2, "tensor": 16}, 16),
+    "9B generates, v5e-8, more": ("9b", "v5e:2x4", {"data": 4, "tensor": 2}, 16),
+    "80B generates, v5e-32, sooner": ("80b", "v5e:4x8", {"fsdp": 2, "tensor": 16}, 16),
+    "80B generates, v5e-32, more": ("80b", "v5e:4x8", {"fsdp": 8, "tensor": 4}, 64),
     "80B generates, v5p-8": ("80b", "v5p:2x2x1", {"tensor": 4}, 8),
 }
 GENERATION_COLUMNS = (

@@ -243,7 +243,7 @@ class Decoder(nnx.Module):
 
         def group_body(x, group, images, buffers):
             x = rematerialised(cross, remat)(x, group.cross, images)
-            return run(layer_body, x, group.layers, buffers, remat=remat)
+            return run(layer_body, x, group.layers, buffers, remat=remat, unroll=True)
 
         def cross(x, layer, images):
             images = layer.attention.keys_values(image_states) if images is None else images

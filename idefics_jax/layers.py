@@ -239,18 +239,27 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
 
 
 def run(
-    body: Callable[..., tuple[Any, tuple]], carry: Any, layers: Any, *extras: Any, remat: Remat = "none"
+    body: Callable[..., tuple[Any, tuple]],
+    carry: Any,
+    layers: Any,
+    *extras: Any,
+    remat: Remat = "none",
+    unroll: bool = False,
 ) -> tuple[Any, tuple]:
     """`carry, outputs = body(carry, layer, *its_extras)` through a pile: the last carry, and each output piled.
 
     A stacked pile is scanned, so that the compiled program does not grow with depth (for training). A list is looped
     over, so that each layer's weights and caches are buffers of their own (for generation). Extras and outputs come in
-    the same form: stacked along a leading axis, or a tuple with one entry per layer; None stands for "none". `remat`
-    says what a layer's backward pass computes again.
+    the same form: stacked along a leading axis, or a tuple with one entry per layer; None stands for "none".
+
+    Args:
+        remat: what a layer's backward pass computes again.
+        unroll: for a short pile in each layer of another: it becomes one turn of its scan. Scans in a scan copy weights
+            and what the backward pass needs from the one's buffers to the other's, a tenth of a step.
     """
     body = rematerialised(body, remat)
     if not isinstance(layers, nnx.List):
-        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (layers, *extras))
+        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (layers, *extras), unroll=unroll or 1)
     per_layer = []
     for index, layer in enumerate(layers):
         carry, outputs = body(carry, layer, *(None if extra is None else extra[index] for extra in extras))

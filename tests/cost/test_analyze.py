@@ -56,6 +56,45 @@ def test_a_product_takes_no_shorter_than_its_bytes():
     assert cost.bound == "HBM"
 
 
+def test_what_is_fetched_in_a_loop_is_hidden_by_that_loop_alone():
+    on_chip = "bf16[4096,4096]{1,0:T(8,128)(2,1)S(1)}"
+    fetched = SCAN.replace(
+        "  %fusion = ",
+        f"  %fetch = ({on_chip}, bf16[4096,4096]{{1,0}}, u32[]{{:S(2)}}) copy-start(%x)\n  %fusion = ",
+    ).replace('estimated_cycles":"1000000"', 'estimated_cycles":"1"')
+    long = f"  %long = f32[8,128]{{1,0:T(8,128)S(1)}} negate(%copy-done), {estimate(3_000_000)}\n  ROOT %out"
+    cost = read(fetched.replace("  ROOT %out", long))
+    reading = 2 * 4096**2 / 819e9
+    assert cost.step_seconds == pytest.approx(6 * 2 * reading + 3_000_000 / V5E.clock, rel=1e-3)
+    assert cost.by_category["prefetch"] == pytest.approx(6 * reading, rel=1e-3)
+
+
+def test_a_product_does_not_read_the_buffers_of_the_gather_that_runs_beside_it():
+    whole = "bf16[4096,1024]{1,0:T(8,128)(2,1)}"
+    called = f"""%async_collective_fusion.1 (s: bf16[1024,1024], w: bf16[4096,1024], x: bf16[1024,1024], y: bf16[1024,1024]) -> () {{
+  %x = {MATRIX} parameter(2)
+  %y = {MATRIX} parameter(3)
+  %product = {MATRIX} convolution(%x, %y), dim_labels=bf_io->bf
+  %s = {MATRIX} parameter(0)
+  %w = {whole} parameter(1)
+  %gather = {whole} all-gather(%s), replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}
+  ROOT %all = ({MATRIX}, {MATRIX}, {whole}, {whole}) tuple(%product, %s, %w, %gather)
+}}
+"""
+    text = program(
+        f"  %room = {whole} custom-call(), custom_call_target=\"AllocateBuffer\"\n"
+        f"  ROOT %f = ({MATRIX}, {MATRIX}, {whole}, {whole}) fusion(%a, %room, %a, %b), kind=kCustom, "
+        f"calls=%async_collective_fusion.1, {estimate(1)}",
+        called,
+    )
+    assert read(text).hbm_bytes == 3 * BYTES
+
+
+def test_a_collective_reads_what_it_sends_and_writes_what_comes():
+    cost = read(program(f"  ROOT %r = {MATRIX} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}, to_apply=%add"))
+    assert cost.hbm_bytes == 2 * (2 * 3 / 4 * BYTES)
+
+
 def test_an_update_in_place_moves_only_what_is_written():
     update = """%update (p0: bf16[1024,1024], p1: bf16[8,1024]) -> bf16[1024,1024] {
   %p0 = bf16[1024,1024]{1,0:T(8,128)(2,1)} parameter(0)
