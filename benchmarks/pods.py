@@ -26,7 +26,7 @@ from train.planning.compiling import make_plan
 from train.planning.report import remat_in_words
 
 COMMON = "--out plans --data.sequence-length 1024 --data.max-images 4 --optimizer.weight-decay 0.1"
-ALL_BUT_OUT = "query key value attention gate up"
+ALL_BUT_OUT = "query key value attention gate up dropout"
 COPIES = "--mesh.fsdp 16 --mesh.data"  # of the weights, each over 16 chips
 PROGRAMS = {
     "9B `full`, v5e-16": "--random 9b --trainable full --plan v5e:4x4 --batch-size 64",
@@ -44,7 +44,7 @@ PROGRAMS = {
     "9B `idefics`, v5e-4": "--random 9b --trainable idefics --plan v5e:2x2 --batch-size 16",
     "9B `lora`, v5e-4": f"--random 9b --trainable lora --plan v5e:2x2 --batch-size 8 --remat {ALL_BUT_OUT}",
     "80B `idefics`, v5e-64": "--random 80b --trainable idefics --plan v5e:8x8 --batch-size 192",
-    "80B `lora`, v5e-32": "--random 80b --trainable lora --plan v5e:4x8 --batch-size 64",
+    "80B `lora`, v5e-32": "--random 80b --trainable lora --plan v5e:4x8 --batch-size 96",
 }
 COLUMNS = ("", "rows per chip", "memory of a chip", "MFU", "tokens/s per chip", "collectives not hidden", "compiled in")
 

@@ -243,7 +243,9 @@ class Decoder(nnx.Module):
 
         def group_body(x, group, images, buffers):
             x = rematerialised(cross, remat)(x, group.cross, images)
-            return run(layer_body, x, group.layers, buffers, remat=remat, unroll=True)
+            # Unrolled takes twice as long to compile: only where much is kept, which a scan in a scan copies.
+            unroll = remat not in ("full", ("attention",))
+            return run(layer_body, x, group.layers, buffers, remat=remat, unroll=unroll)
 
         def cross(x, layer, images):
             images = layer.attention.keys_values(image_states) if images is None else images

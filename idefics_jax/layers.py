@@ -4,7 +4,7 @@ Weights keep their axes apart (`[embed, heads, head_dim]`) so that a sharding ov
 computes in the dtype of its input, except norms, softmax and rotary angles, which are float32.
 """
 
-import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +18,20 @@ from jaxtyping import Array, Float, Int
 from idefics_jax.flash import SAVED, platform
 from idefics_jax.sharding import constrain, looked_up, product, spec
 
+
+def gelu(x: Array) -> Array:
+    """`x` times the normal distribution's share below it (Hendrycks & Gimpel 2016), by `erf`, as PyTorch has it.
+
+    `jax.nn.gelu` goes by `erfc`, of which TPUs compute both of its branches.
+    """
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -61,8 +71,17 @@ class Dropout(nnx.Module):
         """The same shape and dtype."""
         if self.key is None or self.rate == 0.0:
             return x
-        kept = jax.random.bernoulli(self.key, 1 - self.rate, x.shape, out_sharding=jax.typeof(x).sharding)
+        kept = checkpoint_name(self._kept(self.key, x), "dropout")
         return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+
+    def _kept(self, key: Array, x: Array) -> Array:
+        """Which numbers to keep: by 16 random bits for each, since what costs is to draw them, 32 at a time."""
+        layout = jax.typeof(x).sharding
+        axis = max(axis for axis, split in enumerate(layout.spec) if split is None)
+        drawn = tuple(-(-size // 2) if each == axis else size for each, size in enumerate(x.shape))
+        bits = jax.random.bits(key, drawn, out_sharding=layout)
+        numbers = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=axis)
+        return jax.lax.slice_in_dim(numbers, 0, x.shape[axis], axis=axis) < round((1 - self.rate) * 2**16)
 
 
 class Lora(nnx.Module):
@@ -207,8 +226,8 @@ def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) ->
 #: What a layer of the decoder can keep for its backward pass, by name: queries, keys, values, what the attention kernel
 #: gives (on TPUs) and then the map after it, and what the gated MLP's first two maps give. Of a token those are as many
 #: numbers as the hidden size, the last two 2.7 times as many; but for the kernel's, what is larger is as much slower to
-#: compute again.
-KEEPABLE = ("query", "key", "value", SAVED, "out", "gate", "up")
+#: compute again. And which numbers dropout keeps, a byte each.
+KEEPABLE = ("query", "key", "value", SAVED, "out", "gate", "up", "dropout")
 
 #: What the backward pass computes again of each layer: nothing, all from its input, or all but matrix products; or, as
 #: names of `KEEPABLE`, all but those.

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
+from idefics_jax.layers import Dropout
 from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, on_mesh, product, spec
 from idefics_jax.torus import ring, sides, tiled
 
@@ -232,3 +233,26 @@ def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(monkey
         for one, other in zip(gradients, expected, strict=True):
             atol = 1e-5 * (np.abs(other).max() if 2048 in shape else 1)  # sums of many more numbers
             np.testing.assert_allclose(one, other, atol=atol)
+
+
+@pytest.mark.parametrize("axes", [("batch", None, None), ("batch", None, "mlp"), ("batch", "heads", None)])
+def test_dropout_drops_the_same_on_every_mesh_that_splits_these_axes(axes):
+    dropout = Dropout(0.3)
+    dropout.key = jax.random.key(0)
+
+    def dropped(mesh):
+        with on_mesh(mesh):
+            return np.asarray(jax.jit(lambda: dropout(constrain(jnp.ones((8, 4, 254)), *axes)))())
+
+    np.testing.assert_array_equal(dropped(make_mesh(2, 2, 2)), dropped(make_mesh(1, 1, 1, devices=jax.devices()[:1])))
+
+
+@pytest.mark.parametrize("shape", [(64, 301), (7, 64, 64)])
+def test_dropout_keeps_its_share_and_the_mean(shape):
+    dropout = Dropout(0.05)
+    dropout.key = jax.random.key(0)
+    x = np.asarray(dropout(jnp.ones(shape)))
+    assert set(np.unique(x)) == {0, np.float32(1 / 0.95)}
+    assert np.mean(x == 0) == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / x.size))
+    one, other = np.array_split(x == 0, 2, axis=-1)  # both halves of 32 bits are used
+    assert np.any(one[..., : other.shape[-1]] != other)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 TrainableName = Literal["full", "idefics", "frozen-backbones", "heads", "lora"]
 ScheduleName = Literal["constant", "linear", "cosine"]
-KeptName = Literal["query", "key", "value", "attention", "out", "gate", "up"]
+KeptName = Literal["query", "key", "value", "attention", "out", "gate", "up", "dropout"]
 RematName = Literal["none", "full", "dots"] | tuple[KeptName, ...]
 
 

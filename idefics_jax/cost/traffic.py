@@ -57,8 +57,8 @@ def _read(program: Program, computation: Computation, name: str, size: float) ->
             continue  # written in place
         elif user.opcode in KINDS or (user.opcode == "tuple" and user is computation.root):
             continue
-        elif user.opcode in _VIEWS:
-            total += _read(program, computation, user.name, size)
+        elif user.opcode in _VIEWS or (user.opcode == "copy" and user is not computation.root):
+            total += _read(program, computation, user.name, size)  # of a copy inside too, what is used is read
         elif fused is not None:
             for number in (number for number, operand in enumerate(user.operands) if operand == name):
                 whole = _views(fused, number) and user.name != getattr(computation.root, "name", None)
@@ -70,9 +70,9 @@ def _read(program: Program, computation: Computation, name: str, size: float) ->
 
 
 def _views(computation: Computation, number: int) -> bool:
-    """Whether all that a computation does is to give a parameter another shape."""
+    """Whether all that a computation does is to give a parameter another shape or layout."""
     made = computation.root
-    while made is not None and made.opcode in _VIEWS:
+    while made is not None and made.opcode in (*_VIEWS, "copy"):
         made = computation.by_name.get(made.operands[0])
     return made is not None and made.name == computation.parameters[number].name
 
