@@ -358,3 +358,26 @@ def test_a_weight_that_a_fusion_inside_only_reshapes_is_read():
         f"  ROOT %f = bf16[1048576]{{0:S(1)}} fusion(%a), kind=kLoop, calls=%outer, {estimate(10_000)}", called
     )
     assert read(text).hbm_bytes == BYTES
+
+
+def test_of_a_stack_that_a_fusion_inside_lays_out_anew_the_slice_is_read():
+    stack, layer = "bf16[8,1024,1024]{2,1,0:T(8,128)(2,1)}", "bf16[1,1024,1024]{2,1,0:T(8,128)(2,1)}"
+    called = f"""%retile (q: bf16[8,1024,1024]) -> bf16[8,1024,1024] {{
+  %q = {stack} parameter(0)
+  ROOT %laid = {stack} copy(%q)
+}}
+
+%outer (p: bf16[8,1024,1024]) -> bf16[1,1024,1024] {{
+  %p = {stack} parameter(0)
+  %zero = s32[] constant(0)
+  %inner = {stack} fusion(%p), kind=kLoop, output_to_operand_aliasing={{{{}}: (0, {{}})}}, calls=%retile
+  %layer = {layer} dynamic-slice(%inner, %zero, %zero, %zero), dynamic_slice_sizes={{1,1024,1024}}
+  ROOT %n = bf16[1,1024,1024]{{2,1,0:T(8,128)(2,1)S(1)}} negate(%layer)
+}}
+"""
+    text = program(
+        f'  %all = {stack} custom-call(), custom_call_target="AllocateBuffer"\n'
+        f"  ROOT %f = bf16[1,1024,1024]{{2,1,0:S(1)}} fusion(%all), kind=kLoop, calls=%outer, {estimate(10_000)}",
+        called,
+    )
+    assert read(text).hbm_bytes == BYTES
