@@ -164,6 +164,8 @@ class _Walk:
         if trips is None:
             self.sums.unknown_loops.append(op.name)
             trips = 1
+        if trips == 0:
+            return 0.0
         around = component_of(self.program, owner, op) or around
         parts = (op.attribute("body"), op.attribute("condition"))
         return trips * sum(self.run(part, times * trips, around) for part in parts if part)

@@ -100,5 +100,6 @@ def test_of_a_loop_of_unknown_length_one_turn_can_be_read_or_as_many_as_are_told
     known = analyze(text, CHIPS["v5e"], 1, turns=5)
     assert known.matmul_flops == 5 * 2 * 4096**3
     assert known.unknown_loops == ()
+    assert analyze(text, CHIPS["v5e"], 1, turns=0).matmul_flops == 0  # such as for images where a prompt has none
     with pytest.raises(ValueError, match="no loop"):
         analyze(SCAN, CHIPS["v5e"], 1, turn=True)
