@@ -13,7 +13,8 @@ def kernel_flops(op: Instruction) -> float | None:
     Rows of several blocks are taken to be attended to causally; the vision tower's have one.
     """
     products = next((count for name, count in _PRODUCTS.items() if op.name.startswith(name)), None)
-    shapes = [array.dims for array in arrays(op.shape) if len(array.dims) == 4]  # [rows, heads, t, head_dim]
+    # [rows, heads, t, head_dim]; the compiler leaves out a single row's axis.
+    shapes = [(*(1,) * (4 - len(array.dims)), *array.dims) for array in arrays(op.shape) if len(array.dims) in (3, 4)]
     if products is None or not shapes:
         return None
     rows, heads, length, head_dim = max(shapes)

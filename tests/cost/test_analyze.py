@@ -5,6 +5,8 @@ import pytest
 from idefics_jax.cost import CHIPS, chip
 from idefics_jax.cost.collectives import group_size, wire_bytes
 from idefics_jax.cost.components import component
+from idefics_jax.cost.hlo import Instruction
+from idefics_jax.cost.kernels import kernel_flops
 from tests.cost.snippets import SCAN, between_slices, estimate, read
 
 V5E = CHIPS["v5e"]
@@ -251,6 +253,15 @@ def test_a_kernel_with_a_cost_estimate_is_priced_by_it():
     assert cost.step_seconds == pytest.approx(flops / (0.5 * V5E.peak_flops))
     assert cost.by_category == {"pallas": pytest.approx(cost.step_seconds)}
     assert cost.unpriced == {}
+
+
+def test_a_kernel_of_a_single_row_counts_as_one_of_several_does():
+    def flops(shape: str) -> float | None:
+        return kernel_flops(Instruction("splash_mha_dq_segmented.1", shape, "custom-call", (), "", False))
+
+    blocks = 3 / 4  # of 512 tokens: one of four is empty
+    assert flops("bf16[8,1024,128]{2,1,0}") == 3 * 2 * 8 * 128 * 1024**2 * blocks
+    assert flops("(bf16[2,8,1024,128]{3,2,1,0}, f32[2,8,1024])") == 2 * 3 * 2 * 8 * 128 * 1024**2 * blocks
 
 
 def test_a_kernel_without_one_is_named():
