@@ -278,7 +278,7 @@ def run(
     """
     body = rematerialised(body, remat)
     if not isinstance(layers, nnx.List):
-        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (layers, *extras), unroll=unroll or 1)
+        return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (layers, *extras), unroll=unroll)
     per_layer = []
     for index, layer in enumerate(layers):
         carry, outputs = body(carry, layer, *(None if extra is None else extra[index] for extra in extras))
