@@ -23,17 +23,15 @@ from idefics_jax.layers import (
     Linear,
     Remat,
     RMSNorm,
-    Rope,
     constant,
     normal,
     parameter,
     pile,
     rematerialised,
-    rotary_angles,
-    rotate,
     run,
 )
 from idefics_jax.masks import causal_mask, image_mask
+from idefics_jax.rope import Rope, rotary_angles, rotate
 from idefics_jax.sharding import constrain, reshape
 
 
@@ -61,7 +59,9 @@ class SelfAttention(nnx.Module):
         Returns the result, the keys and values of `x` to be cached, and the attention weights (what is not used costs
         nothing under jit), which with `Segments` never exist.
         """
-        query = checkpoint_name(rotate(self.q(x), rope), "query")
+        query = self.q(x)
+        scale = query.shape[-1] ** -0.5 if isinstance(mask, Segments) else 1.0  # the kernel's query is scaled
+        query = checkpoint_name(rotate(query, rope, scale), "query")
         key = checkpoint_name(rotate(self.k(x), rope).swapaxes(1, 2), "key")
         value = checkpoint_name(self.v(x).swapaxes(1, 2), "value")
         if isinstance(mask, Segments):

@@ -60,15 +60,15 @@ def flash_attention(
     """Self-attention within segments, each device over its own rows and heads.
 
     Args:
+        query: scaled already, by `h**-0.5`.
         causal: to itself and what is earlier; else to all of the segment.
         interpret: run it on any machine, slowly, to test it.
     """
-    query = (query * query.shape[-1] ** -0.5).swapaxes(1, 2)
     attend = partial(_attend, causal=causal, interpret=interpret)
     heads, rows = spec("batch", "heads", None, None), spec("batch", None)
     if heads is not None:
         attend = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-    return attend(query, key, value, segments.ids).swapaxes(1, 2)
+    return attend(query.swapaxes(1, 2), key, value, segments.ids).swapaxes(1, 2)
 
 
 def flash_attention_to_all(
@@ -86,6 +86,7 @@ def flash_attention_to_all(
 
     ids = jnp.broadcast_to((jnp.arange(filled) < length).astype(jnp.int32), (rows, filled))
     ids = Segments(constrain(ids, "batch"))
+    query = query * query.shape[-1] ** -0.5
     y = flash_attention(fill(query, 1), fill(key, 2), fill(value, 2), ids, causal=False, interpret=interpret)
     return y[:, :length]
 

@@ -1,4 +1,4 @@
-"""The pieces every tower is made of: linear maps, norms, MLPs, rotary embedding, and how a pile of layers is run.
+"""The pieces every tower is made of: linear maps, norms, MLPs, and how a pile of layers is run.
 
 Weights keep their axes apart (`[embed, heads, head_dim]`) so that a sharding over heads shows in their type. Everything
 computes in the dtype of its input, except norms, softmax and rotary angles, which are float32.
@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from idefics_jax.flash import SAVED, platform
+from idefics_jax.flash import SAVED
 from idefics_jax.sharding import constrain, looked_up, product, spec
 
 
@@ -172,36 +171,6 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")
         return self.down(ACTIVATIONS[self.activation](gate) * up)
-
-
-Rope = tuple[Float[Array, "b t half"], Float[Array, "b t half"]]
-
-
-def rotary_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> Rope:
-    """Cosines and sines of the rotary embedding (Su et al. 2021) at `positions`, float32."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Float[Array, "b t n h"], rope: Rope) -> Float[Array, "b t n h"]:
-    """Turns each pair `(x[j], x[j + h/2])` by its angle: LLaMA's half-split layout, not the interleaved one."""
-    cos, sin = (jnp.concatenate([angle, angle], axis=-1)[:, :, None, :] for angle in rope)
-    other = others_by_product(x) if platform() == "tpu" else others_by_slices(x)
-    return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)
-
-
-def others_by_slices(x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
-    """`-x[j + h/2]` at `j` and `x[j]` at `j + h/2`."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([-second, first], axis=-1)
-
-
-def others_by_product(x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
-    """The same, in float32: a TPU writes slices of its registers' lanes to memory, and multiplies faster than that."""
-    half = x.shape[-1] // 2
-    swap = jnp.array(np.roll(np.diag([-1.0] * half + [1.0] * half), half, axis=0), x.dtype)
-    return jnp.einsum("btnh,hg->btng", x, swap, precision="highest", preferred_element_type=jnp.float32)
 
 
 #: Attributes that are piles of layers.

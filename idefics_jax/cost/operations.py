@@ -110,7 +110,7 @@ def price_kernel(
         flops, needed = kernel_flops(op) if kernel_flops else None, moved
     if flops is None:
         return None
-    computing, reading = flops / (chip.flops_per_cycle * KERNEL_SHARE), needed / chip.hbm_bytes_per_cycle
+    computing, reading = flops / (chip.flops_per_cycle * KERNEL_SHARE), needed / chip.hbm_bytes_per_cycle / HBM_SHARE
     limit = "HBM" if reading > computing else "compute"
     return Price("pallas", max(computing, reading), max(computing, reading), moved, 0, limit)
 

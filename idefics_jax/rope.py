@@ -1,0 +1,96 @@
+"""Rotary positions (Su et al. 2021), and on TPUs a kernel that turns by them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from idefics_jax.flash import LANES, block_size, fits
+from idefics_jax.sharding import spec
+
+#: Heads that the kernel turns at a time: 1 MiB of them at 512 tokens, next to which the start of a step is short.
+HEADS = 8
+
+#: Half cosines, half sines, float32: `rotary_angles`.
+Rope = Float[Array, "b t h"]
+
+
+def rotary_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> Rope:
+    """Cosines, and then sines, of the rotary embedding's angles at `positions`."""
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotate(x: Float[Array, "b t n h"], rope: Rope, scale: float = 1.0) -> Float[Array, "b t n h"]:
+    """Turns each pair `(x[j], x[j + h/2])` by its angle, and scales it: LLaMA's half-split layout, no interleaved one."""
+    if fits(x.shape[1]) and x.shape[3] == LANES:
+        return rotate_by_kernel(x, rope, scale)
+    cos, sin = jnp.split(scale * rope[:, :, None], 2, axis=-1)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rotate_by_kernel(
+    x: Float[Array, "b t n 128"], rope: Rope, scale: float = 1.0, interpret: bool = False
+) -> Float[Array, "b t n 128"]:
+    """The same by a kernel, each device for its own rows and heads: XLA's own programs for it read `x` several times.
+
+    Args:
+        interpret: run it on any machine, slowly, to test it.
+    """
+    turn = partial(_turned, scale, interpret)
+    heads, rows = spec("batch", "heads", None, None), spec("batch", None, None)
+    if heads is not None:
+        turn = jax.shard_map(turn, in_specs=(heads, rows), out_specs=heads, check_vma=False)
+    return turn(x.swapaxes(1, 2), rope).swapaxes(1, 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _turned(scale: float, interpret: bool, x: Float[Array, "b n t 128"], rope: Rope) -> Float[Array, "b n t 128"]:
+    return _turn(x, rope, scale, 1.0, interpret)
+
+
+def _forward(scale, interpret, x, rope):
+    return _turn(x, rope, scale, 1.0, interpret), rope
+
+
+def _backward(scale, interpret, rope, gradient):
+    return _turn(gradient, rope, scale, -1.0, interpret), None
+
+
+_turned.defvjp(_forward, _backward)
+
+
+def _turn(x: Array, rope: Array, scale: float, direction: float, interpret: bool) -> Array:
+    batch, heads, length, width = x.shape
+    together = next(size for size in range(min(heads, HEADS), 0, -1) if heads % size == 0)
+    tokens = block_size(length)
+    of_x = pl.BlockSpec((1, together, tokens, width), lambda row, place, head: (row, head, place, 0))
+    of_rope = pl.BlockSpec((1, tokens, width), lambda row, place, head: (row, place, 0))
+    return pl.pallas_call(
+        partial(_turn_block, scale, direction),
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        grid=(batch, length // tokens, heads // together),
+        in_specs=[of_x, of_rope],
+        out_specs=of_x,
+        input_output_aliases={0: 0},
+        cost_estimate=pl.CostEstimate(3 * x.size, 0, 2 * x.nbytes + rope.nbytes),
+        interpret=interpret,
+        name="rope",
+    )(x, rope)
+
+
+def _turn_block(scale, direction, x, rope, y):
+    """A roll by half a row brings to each number its pair's other one, and to each half of the angles the other half."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    angles = scale * rope[0]
+    rolled = pltpu.roll(angles, LANES // 2, 1)
+    first = jax.lax.broadcasted_iota(jnp.int32, angles.shape, 1) < LANES // 2
+    cos, sin = jnp.where(first, angles, rolled), direction * jnp.where(first, -rolled, angles)
+    for head in range(x.shape[1]):
+        numbers = x[0, head].astype(jnp.float32)
+        y[0, head] = (numbers * cos + pltpu.roll(numbers, LANES // 2, 1) * sin).astype(y.dtype)
