@@ -27,7 +27,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from idefics_jax.cost import Cost, Memory, analyze, chip, memory
+from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.hlo import Instruction, arrays
+from idefics_jax.cost.operations import KERNEL_SHARE
 
 TOKENS, VOCAB, HEAD = 2048, 32000, 128
 
@@ -165,12 +167,14 @@ def mean_loss(model: Model, mesh: Mesh, params: Any, tokens: Any) -> Any:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
 
 
-def splash_flops(kernel: Instruction) -> float | None:
-    """FLOPs of a splash kernel: of its products over the causal half of the scores."""
+def splash_cycles(kernel: Instruction, chip: Chip) -> float | None:
+    """Cycles of a splash kernel: of its products over the causal half of the scores, at half the peak."""
     products = {"fwd": 2, "dq": 3, "dkv": 4}
     part = next((part for part in products if f"_{part}" in kernel.text), None)
     size = max((prod(array.dims) for array in arrays(kernel.shape) if len(array.dims) == 4), default=None)
-    return None if part is None or size is None else 2 * products[part] * size * TOKENS / 2
+    if part is None or size is None:
+        return None
+    return 2 * products[part] * size * TOKENS / 2 / (KERNEL_SHARE * chip.flops_per_cycle)
 
 
 def read(model: Model) -> tuple[Cost, Memory]:
@@ -178,7 +182,7 @@ def read(model: Model) -> tuple[Cost, Memory]:
     devices = np.array(topologies.get_topology_desc(model.topology, platform="tpu").devices)
     mesh = Mesh(devices.reshape(-1, model.tensor), ("fsdp", "tensor"))
     compiled = compile_step(model, mesh)
-    cost = analyze(compiled.as_text(), chip(model.topology), mesh.size, kernel_flops=splash_flops)
+    cost = analyze(compiled.as_text(), chip(model.topology), mesh.size, kernel_cycles=splash_cycles)
     return cost, memory(compiled, cost.chip)
 
 

@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from idefics_jax.flash import LANES, block_size, fits
@@ -65,6 +64,9 @@ _turned.defvjp(_forward, _backward)
 
 
 def _turn(x: Array, rope: Array, scale: float, direction: float, interpret: bool) -> Array:
+    from jax.experimental import pallas as pl  # takes long to import
+    from jax.experimental.pallas import tpu as pltpu
+
     batch, heads, length, width = x.shape
     together = next(size for size in range(min(heads, HEADS), 0, -1) if heads % size == 0)
     tokens = block_size(length)
@@ -77,6 +79,7 @@ def _turn(x: Array, rope: Array, scale: float, direction: float, interpret: bool
         in_specs=[of_x, of_rope],
         out_specs=of_x,
         input_output_aliases={0: 0},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(3 * x.size, 0, 2 * x.nbytes + rope.nbytes),
         interpret=interpret,
         name="rope",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import idefics_jax.flash
 from idefics_jax import make_mesh
 from idefics_jax.attention import attention
 from idefics_jax.flash import fits, flash_attention, flash_attention_to_all, segments
@@ -28,8 +29,9 @@ def graded(attend, *inputs):
 def both(query, key, value, valid, segment_ids):
     """The kernel's, and plain attention's, where tokens are real."""
 
-    def flash(*inputs):
-        y = flash_attention(*inputs, segments(valid, segment_ids), interpret=True)
+    def flash(query, key, value):
+        query = query * query.shape[-1] ** -0.5
+        y = flash_attention(query, key, value, segments(valid, segment_ids), interpret=True)
         return jnp.where(valid[:, :, None, None], y, 0)
 
     def plain(*inputs):
@@ -50,8 +52,9 @@ def inputs(heads=2):
     return *rows(heads=heads), valid, jnp.array([places // 70 + 1, places // 129 + 1])
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-def test_results_and_gradients_are_those_of_plain_attention(segmented):
+@pytest.mark.parametrize(("segmented", "block"), [(False, 1024), (True, 1024), (True, 128)])
+def test_results_and_gradients_are_those_of_plain_attention(segmented, block, monkeypatch):
+    monkeypatch.setattr(idefics_jax.flash, "BLOCK", block)
     query, key, value, valid, segment_ids = inputs()
     found, expected = both(query, key, value, valid, segment_ids if segmented else None)
     for one, other in zip(found, expected, strict=True):
@@ -73,6 +76,7 @@ def test_each_device_attends_over_its_own_rows_and_heads():
         query = constrain(query, "batch", None, "heads", None)
         key, value = (constrain(x, "batch", "heads", None, None) for x in (key, value))
         valid, segment_ids = constrain(valid, "batch"), constrain(segment_ids, "batch")
+        query = query * query.shape[-1] ** -0.5
         y = jax.jit(lambda *x: flash_attention(*x, segments(valid, segment_ids), interpret=True))(query, key, value)
     np.testing.assert_allclose(jnp.where(valid[:, :, None, None], y, 0), expected[0], atol=2e-5)
 

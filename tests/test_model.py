@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel
-from idefics_jax.layers import others_by_product, others_by_slices
 from tests import reference_model
 from tests.record import load
 from tests.reference_model import CASES, IMAGE_STATES, inputs
@@ -147,8 +146,9 @@ def test_closed_gates_leave_a_plain_llama(stacked):
 
     @jax.jit
     def llama(model, ids):
-        from idefics_jax.layers import rotary_angles, run
+        from idefics_jax.layers import run
         from idefics_jax.masks import causal_mask
+        from idefics_jax.rope import rotary_angles
 
         head_dim = config.hidden_size // config.num_attention_heads
         rope = rotary_angles(jnp.broadcast_to(jnp.arange(8), (2, 8)), head_dim, config.rope_theta)
@@ -225,12 +225,6 @@ def test_stacked_programs_do_not_grow_with_depth():
 def test_parameter_counts_of_the_published_models(preset, count):
     model = IdeficsForVisionText2Text.abstract(getattr(IdeficsConfig, preset)(), stacked=True)
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == count
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_others_of_rotary_pairs_are_the_same_on_tpus_and_elsewhere(dtype):
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 128)).astype(dtype)
-    np.testing.assert_array_equal(others_by_product(x), others_by_slices(x))
 
 
 def test_bad_inputs(folder):

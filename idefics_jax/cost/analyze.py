@@ -1,14 +1,13 @@
 """Reads a compiled program from its start, each loop as often as it runs, and adds up what its operations cost."""
 
 import re
-from collections.abc import Callable
 
 from idefics_jax.cost import collectives
 from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.collectives import KINDS, Transfer
 from idefics_jax.cost.hlo import Computation, Instruction, Program, arrays, parse
 from idefics_jax.cost.loops import trip_count
-from idefics_jax.cost.operations import component_of, price, price_kernel
+from idefics_jax.cost.operations import KernelCycles, component_of, price, price_kernel
 from idefics_jax.cost.reading import Cost
 from idefics_jax.cost.sums import Sums
 from idefics_jax.cost.traffic import hbm_bytes
@@ -35,15 +34,13 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _OFFLOAD = re.compile(r'"offload":"OFFLOAD_(\w+)"')
 _NUMBERED = re.compile(r"[.\d]+$")
 
-KernelFlops = Callable[[Instruction], float | None]
-
 
 def analyze(
     compiled_text: str,
     chip: Chip,
     devices: int,
     *,
-    kernel_flops: KernelFlops | None = None,
+    kernel_cycles: KernelCycles | None = None,
     turn: bool = False,
     turns: int | None = None,
     top: int = 25,
@@ -54,7 +51,7 @@ def analyze(
         compiled_text: from `jax.stages.Compiled.as_text()`.
         chip: that it is compiled for.
         devices: in a slice: the size of a collective's groups where the text does not say.
-        kernel_flops: the FLOPs of a Pallas kernel that carries no cost estimate, or None; by default such kernels
+        kernel_cycles: the cycles of a Pallas kernel on a chip that carries no cost estimate, or None; by default such kernels
             count as nothing and are listed in `Cost.unpriced`.
         turn: count one turn of the program's loop alone, the one whose length is not known before it runs, such as a
             step of decoding.
@@ -65,7 +62,7 @@ def analyze(
     Raises:
         ValueError: the text is no compiled program's, or there is no such loop.
     """
-    walk = _Walk(parse(compiled_text), Sums(chip, devices), kernel_flops, turns)
+    walk = _Walk(parse(compiled_text), Sums(chip, devices), kernel_cycles, turns)
     for part in _turn(walk.program) if turn else (walk.program.entry,):
         walk.run(part, 1, None)
     return walk.sums.cost(top)
@@ -83,8 +80,8 @@ def _turn(program: Program) -> list[str]:
 class _Walk:
     """Goes through the operations of a program and adds them to `sums`."""
 
-    def __init__(self, program: Program, sums: Sums, kernel_flops: KernelFlops | None, turns: int | None):
-        self.program, self.sums, self.kernel_flops, self.turns = program, sums, kernel_flops, turns
+    def __init__(self, program: Program, sums: Sums, kernel_cycles: KernelCycles | None, turns: int | None):
+        self.program, self.sums, self.kernel_cycles, self.turns = program, sums, kernel_cycles, turns
 
     def run(self, name: str, times: float, around: str | None) -> float:
         """Walks through a computation that runs so many times; returns the seconds of one run.
@@ -189,7 +186,7 @@ class _Walk:
             if op.target not in _FREE_TARGETS:
                 self.sums.unpriced[op.target] += times
             return 0.0
-        found = price_kernel(self.program, owner, op, self.sums.chip, self.kernel_flops)
+        found = price_kernel(self.program, owner, op, self.sums.chip, self.kernel_cycles)
         if found is None:
             self.sums.unpriced[f"Pallas kernel {_NUMBERED.sub('', op.name)}"] += times
             self.sums.hbm_bytes += times * hbm_bytes(self.program, owner, op)

@@ -1,22 +1,46 @@
-"""FLOPs of the Pallas kernels that our programs use, which carry no estimate of their own."""
+"""What the attention kernels of our programs cost, which carry no estimate of their own."""
 
+import math
+from typing import NamedTuple
+
+from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.hlo import Instruction, arrays
-from idefics_jax.flash import block_size
-
-#: Matrix products that each of the splash kernels makes for a block of scores.
-_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+from idefics_jax.flash import LANES, block_size
 
 
-def kernel_flops(op: Instruction) -> float | None:
+class Schedule(NamedTuple):
+    """Cycles of a kernel: to start a block of scores, and for each tile of 128 x 128 in it with heads of up to 128."""
+
+    start: float
+    tile: float
+
+
+#: The forward and the backward pass of each chip, by the compiler's schedule of their instructions; printed by
+#: `python -m benchmarks.kernels` with libtpu 0.0.50.
+_SCHEDULES = {
+    "v5e": {"splash_mha_fwd": Schedule(503, 81.2), "splash_mha_dkv": Schedule(341, 168.2)},
+    "v5p": {"splash_mha_fwd": Schedule(771, 82.2), "splash_mha_dkv": Schedule(744, 168.3)},
+    "v6e": {"splash_mha_fwd": Schedule(347, 58.3), "splash_mha_dkv": Schedule(394, 96.0)},
+    "tpu7x": {"splash_mha_fwd": Schedule(362, 58.7), "splash_mha_dkv": Schedule(352, 96.2)},
+}
+
+#: Cores that a device has, among which a kernel's rows are dealt out.
+_CORES = {"v5p": 2}
+
+
+def kernel_cycles(op: Instruction, chip: Chip) -> float | None:
     """Of an attention kernel: of the blocks that it computes, by its name and shape. None of any other.
 
     Rows of several blocks are taken to be attended to causally; the vision tower's have one.
     """
-    products = next((count for name, count in _PRODUCTS.items() if op.name.startswith(name)), None)
-    # [rows, heads, t, head_dim]; the compiler leaves out a single row's axis.
-    shapes = [(*(1,) * (4 - len(array.dims)), *array.dims) for array in arrays(op.shape) if len(array.dims) in (3, 4)]
-    if products is None or not shapes:
+    schedule = next((each for name, each in _SCHEDULES[chip.name].items() if op.name.startswith(name)), None)
+    if schedule is None:
         return None
-    rows, heads, length, head_dim = max(shapes)
-    blocks = length // block_size(length)
-    return products * 2 * rows * heads * head_dim * length**2 * (blocks + 1) / (2 * blocks)
+    # The context comes first, the values' gradient last: [rows, heads, t, head_dim]; a single row's axis is left out.
+    outputs = arrays(op.shape)
+    *rows, heads, length, head_dim = outputs[0 if "_fwd" in op.name else -1].dims
+    block = block_size(length)
+    blocks = (length // block) * (length // block + 1) // 2
+    tiles = (block // LANES) ** 2 * math.ceil(head_dim / LANES)
+    of_one_core = math.ceil(math.prod(rows) / _CORES.get(chip.name, 1))
+    return of_one_core * heads * blocks * (schedule.start + schedule.tile * tiles)

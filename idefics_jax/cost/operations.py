@@ -19,9 +19,11 @@ from idefics_jax.cost.traffic import hbm_bytes
 #: The share of HBM's bandwidth that an operation reaches that does nothing but read and write; seen in public traces.
 HBM_SHARE = 0.85
 
-#: The share of the matrix units' peak that a Pallas kernel is assumed to reach, since nothing estimates it: what tuned
-#: attention kernels do on TPUs, whose exponentials keep the vector unit as busy as the products keep the matrix units.
+#: The share of the matrix units' peak that a Pallas kernel of so many FLOPs is assumed to reach: what tuned attention
+#: kernels do on TPUs, whose exponentials keep the vector unit as busy as the products keep the matrix units.
 KERNEL_SHARE = 0.5
+
+KernelCycles = Callable[[Instruction, Chip], float | None]
 
 #: Cycles below which the time of an operation's bytes says nothing: what it works on is on the chip.
 _FEW_CYCLES = 500
@@ -100,17 +102,17 @@ def price_kernel(
     owner: Computation,
     op: Instruction,
     chip: Chip,
-    kernel_flops: Callable[[Instruction], float | None] | None,
+    kernel_cycles: KernelCycles | None,
 ) -> Price | None:
-    """What a Pallas kernel costs, by the `pl.CostEstimate` that it carries, else by its FLOPs; None without either."""
+    """What a Pallas kernel costs, by the `pl.CostEstimate` that it carries, else by its cycles; None without either."""
     moved = hbm_bytes(program, owner, op)
     if found := _KERNEL_COST.search(op.text):
-        flops, needed = float(found[1]), float(found[2])
+        computing, needed = float(found[1]) / (chip.flops_per_cycle * KERNEL_SHARE), float(found[2])
     else:
-        flops, needed = kernel_flops(op) if kernel_flops else None, moved
-    if flops is None:
+        computing, needed = kernel_cycles(op, chip) if kernel_cycles else None, moved
+    if computing is None:
         return None
-    computing, reading = flops / (chip.flops_per_cycle * KERNEL_SHARE), needed / chip.hbm_bytes_per_cycle / HBM_SHARE
+    reading = needed / chip.hbm_bytes_per_cycle / HBM_SHARE
     limit = "HBM" if reading > computing else "compute"
     return Price("pallas", max(computing, reading), max(computing, reading), moved, 0, limit)
 

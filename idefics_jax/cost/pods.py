@@ -11,7 +11,7 @@ from jax.experimental import topologies
 
 from idefics_jax.cost.analyze import analyze
 from idefics_jax.cost.chips import Chip
-from idefics_jax.cost.kernels import kernel_flops
+from idefics_jax.cost.kernels import kernel_cycles
 from idefics_jax.cost.memory import Memory, memory
 from idefics_jax.cost.reading import Cost
 
@@ -92,7 +92,7 @@ def compiled(
             raise
         return Compiled(time.monotonic() - start, None, None, too_large(str(error)))
     seconds = time.monotonic() - start
-    cost = analyze(program.as_text() or "", chip, devices, kernel_flops=kernel_flops, turn=turn, turns=turns)
+    cost = analyze(program.as_text() or "", chip, devices, kernel_cycles=kernel_cycles, turn=turn, turns=turns)
     return Compiled(seconds, memory(program, chip), cost, None, program)
 
 

@@ -3,10 +3,11 @@
 import pytest
 
 from idefics_jax.cost import CHIPS, chip
+from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.collectives import group_size, wire_bytes
 from idefics_jax.cost.components import component
 from idefics_jax.cost.hlo import Instruction
-from idefics_jax.cost.kernels import kernel_flops
+from idefics_jax.cost.kernels import kernel_cycles
 from tests.cost.snippets import SCAN, between_slices, estimate, read
 
 V5E = CHIPS["v5e"]
@@ -255,13 +256,27 @@ def test_a_kernel_with_a_cost_estimate_is_priced_by_it():
     assert cost.unpriced == {}
 
 
-def test_a_kernel_of_a_single_row_counts_as_one_of_several_does():
-    def flops(shape: str) -> float | None:
-        return kernel_flops(Instruction("splash_mha_dq_segmented.1", shape, "custom-call", (), "", False))
+def test_an_attention_kernel_costs_the_blocks_that_it_computes():
+    def cycles(name: str, *shapes: str, chip: Chip = V5E) -> float | None:
+        return kernel_cycles(Instruction(name, ", ".join(shapes), "custom-call", (), "", False), chip)
 
-    blocks = 3 / 4  # of 512 tokens: one of four is empty
-    assert flops("bf16[8,1024,128]{2,1,0}") == 3 * 2 * 8 * 128 * 1024**2 * blocks
-    assert flops("(bf16[2,8,1024,128]{3,2,1,0}, f32[2,8,1024])") == 2 * 3 * 2 * 8 * 128 * 1024**2 * blocks
+    context, sums = "bf16[8,1024,128]{2,1,0}", "f32[8,1024,128]"
+    forward = cycles("splash_mha_fwd_segmented.1", context, sums)
+    assert forward is not None
+    whole = 2 * 2 * 8 * 128 * 1024**2 / V5E.flops_per_cycle  # of two products at the peak
+    assert 0.5 * forward < whole < forward
+    rows = context.replace("[8", "[3,8")
+    assert cycles("splash_mha_fwd_segmented.1", rows, sums.replace("[8", "[3,8")) == pytest.approx(3 * forward)
+    longer = context.replace("1024", "4096")  # of 16 blocks, six are empty
+    assert cycles("splash_mha_fwd_segmented.1", longer, sums) == pytest.approx(10 * forward)
+    backward = cycles("splash_mha_dkv_segmented.1", "bf16[3,1,8,1024,128]", rows, rows)
+    assert backward is not None and 3 * 2.5 * whole < backward < 3 * 3 * whole
+    assert cycles("splash_mha_dkv_segmented.1", "bf16[1,8,1024,128]", context, context) == pytest.approx(backward / 3)
+    two_cores = CHIPS["v5p"]
+    assert cycles("splash_mha_fwd_segmented.1", rows, sums, chip=two_cores) == 2 * cycles(
+        "splash_mha_fwd_segmented.1", context, sums, chip=two_cores
+    )
+    assert cycles("rope.1", context) is None
 
 
 def test_a_kernel_without_one_is_named():
