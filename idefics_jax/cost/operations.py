@@ -25,7 +25,7 @@ KERNEL_SHARE = 0.5
 
 KernelCycles = Callable[[Instruction, Chip], float | None]
 
-#: Cycles below which the time of an operation's bytes says nothing: what it works on is on the chip.
+#: Cycles below which the time of an operation's bytes says nothing.
 _FEW_CYCLES = 500
 
 _KERNEL_COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)"[^}]*?"bytes_accessed":"(\d+)"')
@@ -78,9 +78,13 @@ def price(program: Program, owner: Computation, op: Instruction, chip: Chip) -> 
     if category == "matmul":
         limit = "HBM" if at_full_speed > estimate else "compute"
         return Price(category, estimate, max(estimate, at_full_speed), moved, flops, limit)
-    if at_usual_speed <= _FEW_CYCLES:
-        return Price(category, estimate, estimate, moved, flops, "compute")
-    return Price(category, estimate, min(estimate, at_usual_speed), moved, flops, "HBM")
+    if at_usual_speed > _FEW_CYCLES:
+        return Price(category, estimate, min(estimate, at_usual_speed), moved, flops, "HBM")
+    # What it works on is on the chip, which takes no longer than from HBM would, whatever the estimate is.
+    from_hbm = hbm_bytes(program, owner, op, anywhere=True) / chip.hbm_bytes_per_cycle / HBM_SHARE
+    if from_hbm > _FEW_CYCLES:
+        estimate = min(estimate, from_hbm)
+    return Price(category, op.estimated_cycles or 0, estimate, moved, flops, "compute")
 
 
 def _category(op: Instruction, opcodes: set[str]) -> str:

@@ -13,13 +13,13 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "reshape")
 
 
-def hbm_bytes(program: Program, owner: Computation, op: Instruction) -> float:
-    """Bytes that `op` of `owner` reads and writes in HBM."""
+def hbm_bytes(program: Program, owner: Computation, op: Instruction, anywhere: bool = False) -> float:
+    """Bytes that `op` of `owner` reads and writes in HBM; `anywhere`: and in the chip's own memory."""
     fused = program.computations.get(op.called or "")
     total = 0.0
     for number, name in enumerate(op.operands):
         source = owner.by_name.get(name)
-        size = shape_bytes(source.shape, hbm_only=True) if source else 0
+        size = shape_bytes(source.shape, not anywhere) if source else 0
         if size and fused is not None and number in fused.parameters:
             size = _read(program, fused, fused.parameters[number].name, size)
         elif size and number == 0 and op.opcode in _SLICES:
@@ -27,11 +27,13 @@ def hbm_bytes(program: Program, owner: Computation, op: Instruction) -> float:
         elif number == 0 and op.opcode == "dynamic-update-slice":
             size = 0
         total += size
-    return total + _result_bytes(program, owner, op, fused)
+    return total + _result_bytes(program, owner, op, fused, anywhere)
 
 
-def _result_bytes(program: Program, owner: Computation, op: Instruction, fused: Computation | None) -> float:
-    size = shape_bytes(op.shape, hbm_only=True)
+def _result_bytes(
+    program: Program, owner: Computation, op: Instruction, fused: Computation | None, anywhere: bool
+) -> float:
+    size = shape_bytes(op.shape, not anywhere)
     if not size:
         return 0
     if op.opcode == "dynamic-update-slice":
@@ -41,7 +43,7 @@ def _result_bytes(program: Program, owner: Computation, op: Instruction, fused: 
     if fused.root.opcode != "tuple":
         return min(size, _written(program, fused, fused.root.name, size))
     own = [name for name in fused.root.operands if fused.by_name[name].opcode not in ("parameter", *KINDS)]
-    results = {name: shape_bytes(fused.by_name[name].shape, hbm_only=True) for name in own}
+    results = {name: shape_bytes(fused.by_name[name].shape, not anywhere) for name in own}
     written = (_written(program, fused, name, results[name]) for name in own if results[name])
     return min(size, sum(written))
 

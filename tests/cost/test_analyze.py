@@ -51,6 +51,15 @@ def test_what_is_not_a_product_takes_no_longer_than_its_bytes():
     assert cost.bound == "HBM"
 
 
+def test_what_is_on_the_chip_takes_no_longer_than_it_would_from_memory():
+    inside = MATRIX.replace("}", "S(1)}")
+    on_chip = f"  %c = {inside} negate(%a), {estimate(1)}\n  ROOT %sum = {inside} add(%c, %c), {estimate(123)}"
+    usual = BYTES / 819e9 / 0.85
+    for cycles, seconds in ((100, 100 / V5E.clock), (100_000, 3 * usual)):
+        cost = read(program(on_chip.replace("123", str(cycles))))
+        assert cost.adjusted_seconds == pytest.approx(1 / V5E.clock + seconds, rel=1e-3)
+
+
 def test_a_product_takes_no_shorter_than_its_bytes():
     product = f"  ROOT %p = {MATRIX} convolution(%a, %b), dim_labels=bf_io->bf, {estimate(1)}"
     cost = read(program(product))
@@ -65,7 +74,8 @@ def test_what_is_fetched_in_a_loop_is_hidden_by_that_loop_alone():
         "  %fusion = ",
         f"  %fetch = ({on_chip}, bf16[4096,4096]{{1,0}}, u32[]{{:S(2)}}) copy-start(%x)\n  %fusion = ",
     ).replace('estimated_cycles":"1000000"', 'estimated_cycles":"1"')
-    long = f"  %long = f32[8,128]{{1,0:T(8,128)S(1)}} negate(%copy-done), {estimate(3_000_000)}\n  ROOT %out"
+    product = f"convolution(%copy-done, %copy-done), dim_labels=bf_io->bf, {estimate(3_000_000)}"
+    long = f"  %long = {on_chip} {product}\n  ROOT %out"
     cost = read(fetched.replace("  ROOT %out", long))
     reading = 2 * 4096**2 / 819e9
     assert cost.step_seconds == pytest.approx(6 * 2 * reading + 3_000_000 / V5E.clock, rel=1e-3)
