@@ -17,8 +17,8 @@ from idefics_jax.sharding import constrain, spec
 #: What a rematerialisation policy calls the kernel's results: with them the backward pass need not run it again.
 SAVED = "attention"
 LANES = 128  # a row of the TPU's vector registers
-#: Queries, and keys, that the kernel has at a time, and keys of them that it makes scores with. By the compiler's own
-#: schedule (`benchmarks.kernels`), with the backward pass in one kernel: 17% (v5e) to 28% (v6e) faster than 512 of each.
+#: Queries and keys that the kernel has at a time in bfloat16, and keys that it makes scores with. Large blocks are half
+#: empty, and yet faster: to start one takes as long as up to nine of its 64 tiles (`benchmarks.kernels`).
 BLOCK, SCORES = 1024, 512
 
 
@@ -39,13 +39,14 @@ def fits(length: int) -> bool:
     return platform() == "tpu" and length % LANES == 0
 
 
-def block_size(length: int) -> int:
-    """Queries, and keys, that the kernel has at a time in rows of this length."""
-    return _divisor(length, BLOCK)
-
-
-def _divisor(length: int, most: int) -> int:
+def block_size(length: int, most: int) -> int:
+    """The largest number of tokens that divides rows of this length, is of whole lanes and at most `most`."""
     return next(size for size in range(min(length, most), 0, -LANES) if length % size == 0)
+
+
+def attended_at_a_time(length: int, itemsize: int) -> int:
+    """Queries, and keys, that the kernel has at a time in rows of this length, of numbers of so many bytes."""
+    return block_size(length, BLOCK * 2 // itemsize)
 
 
 def segments(valid: Bool[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Segments:
@@ -109,8 +110,8 @@ def _attend(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, heads, length, _ = query.shape
-    block = block_size(length)
-    scores = _divisor(block, SCORES)
+    block = attended_at_a_time(length, query.dtype.itemsize)
+    scores = block_size(block, SCORES)
     mask = splash.CausalMask if causal else splash.FullMask
     kernel = splash.make_splash_mha(
         mask=splash.MultiHeadMask([mask((length, length))] * heads),

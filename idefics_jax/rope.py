@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 from idefics_jax.flash import LANES, block_size, fits
 from idefics_jax.sharding import spec
 
-#: Heads that the kernel turns at a time: 1 MiB of them at 512 tokens, next to which the start of a step is short.
-HEADS = 8
+#: Tokens and heads that the kernel turns at a time: 1 MiB of them, next to which the start of a step is short.
+TOKENS, HEADS = 512, 8
 
 #: Half cosines, half sines, float32: `rotary_angles`.
 Rope = Float[Array, "b t h"]
@@ -24,7 +24,7 @@ def rotary_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> 
 
 
 def rotate(x: Float[Array, "b t n h"], rope: Rope, scale: float = 1.0) -> Float[Array, "b t n h"]:
-    """Turns each pair `(x[j], x[j + h/2])` by its angle, and scales it: LLaMA's half-split layout, no interleaved one."""
+    """Turns each pair `(x[j], x[j + h/2])` by its angle, and scales it: LLaMA's half-split layout, not interleaved."""
     if fits(x.shape[1]) and x.shape[3] == LANES:
         return rotate_by_kernel(x, rope, scale)
     cos, sin = jnp.split(scale * rope[:, :, None], 2, axis=-1)
@@ -69,7 +69,7 @@ def _turn(x: Array, rope: Array, scale: float, direction: float, interpret: bool
 
     batch, heads, length, width = x.shape
     together = next(size for size in range(min(heads, HEADS), 0, -1) if heads % size == 0)
-    tokens = block_size(length)
+    tokens = block_size(length, TOKENS)
     of_x = pl.BlockSpec((1, together, tokens, width), lambda row, place, head: (row, head, place, 0))
     of_rope = pl.BlockSpec((1, tokens, width), lambda row, place, head: (row, place, 0))
     return pl.pallas_call(
@@ -87,7 +87,7 @@ def _turn(x: Array, rope: Array, scale: float, direction: float, interpret: bool
 
 
 def _turn_block(scale, direction, x, rope, y):
-    """A roll by half a row brings to each number its pair's other one, and to each half of the angles the other half."""
+    """A roll by half a row brings to each number its pair's other one, and to half of the angles the other half."""
     from jax.experimental.pallas import tpu as pltpu
 
     angles = scale * rope[0]

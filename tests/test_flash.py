@@ -52,7 +52,7 @@ def inputs(heads=2):
     return *rows(heads=heads), valid, jnp.array([places // 70 + 1, places // 129 + 1])
 
 
-@pytest.mark.parametrize(("segmented", "block"), [(False, 1024), (True, 1024), (True, 128)])
+@pytest.mark.parametrize(("segmented", "block"), [(False, 1024), (True, 1024), (True, 256)])
 def test_results_and_gradients_are_those_of_plain_attention(segmented, block, monkeypatch):
     monkeypatch.setattr(idefics_jax.flash, "BLOCK", block)
     query, key, value, valid, segment_ids = inputs()

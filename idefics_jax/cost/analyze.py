@@ -51,8 +51,8 @@ def analyze(
         compiled_text: from `jax.stages.Compiled.as_text()`.
         chip: that it is compiled for.
         devices: in a slice: the size of a collective's groups where the text does not say.
-        kernel_cycles: the cycles of a Pallas kernel on a chip that carries no cost estimate, or None; by default such kernels
-            count as nothing and are listed in `Cost.unpriced`.
+        kernel_cycles: those of a Pallas kernel that carries no cost estimate on a chip, or None; by default such
+            kernels count as nothing and are listed in `Cost.unpriced`.
         turn: count one turn of the program's loop alone, the one whose length is not known before it runs, such as a
             step of decoding.
         turns: how often loops run whose length is not known before; by default they count once, and are listed in

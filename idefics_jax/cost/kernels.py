@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.hlo import Instruction, arrays
-from idefics_jax.flash import LANES, block_size
+from idefics_jax.flash import LANES, attended_at_a_time
 
 
 class Schedule(NamedTuple):
@@ -37,9 +37,9 @@ def kernel_cycles(op: Instruction, chip: Chip) -> float | None:
     if schedule is None:
         return None
     # The context comes first, the values' gradient last: [rows, heads, t, head_dim]; a single row's axis is left out.
-    outputs = arrays(op.shape)
-    *rows, heads, length, head_dim = outputs[0 if "_fwd" in op.name else -1].dims
-    block = block_size(length)
+    context = arrays(op.shape)[0 if "_fwd" in op.name else -1]
+    *rows, heads, length, head_dim = context.dims
+    block = attended_at_a_time(length, int(context.bytes) // math.prod(context.dims))
     blocks = (length // block) * (length // block + 1) // 2
     tiles = (block // LANES) ** 2 * math.ceil(head_dim / LANES)
     of_one_core = math.ceil(math.prod(rows) / _CORES.get(chip.name, 1))

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from idefics_jax.cost import CHIPS, Cost, analyze, chip, memory
+from idefics_jax.cost.kernels import kernel_cycles
+from idefics_jax.flash import flash_attention, segments
+from idefics_jax.rope import rotary_angles, rotate_by_kernel
 
 pytest.importorskip("libtpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask what TPU this is
@@ -20,6 +23,10 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 V5E = CHIPS["v5e"]
 GIB = 2**30
+#: Of chips whose pods are of two dimensions.
+POD = {"v5e": ":2x2", "v6e": ":2x2"}
+#: Two rows of 2,048 tokens, eight heads of 128.
+TOKENS_FIRST, HEADS_FIRST = (2, 2048, 8, 128), (2, 8, 2048, 128)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -179,9 +186,35 @@ def test_memory_of_a_donated_argument(mesh: Mesh):
     assert found.temporaries == matrix  # the product cannot be written over what is still read
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", CHIPS)
+def test_our_kernels_compile_without_options_and_are_priced(name: str, dtype: Any):
+    place = SingleDeviceSharding(
+        topologies.get_topology_desc(name + POD.get(name, ":2x2x1"), platform="tpu").devices[0]
+    )
+    tokens, heads = (jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape in (TOKENS_FIRST, HEADS_FIRST))
+    positions = jax.ShapeDtypeStruct(TOKENS_FIRST[:2], jnp.int32, sharding=place)
+
+    def step(query: Any, key: Any, value: Any, positions: Any, gradient: Any) -> Any:
+        def attend(query: Any, key: Any, value: Any) -> Any:
+            rope = rotary_angles(positions, 128, 10000.0)
+            query, key = rotate_by_kernel(query, rope, 128**-0.5), rotate_by_kernel(key, rope)
+            return flash_attention(query, key.swapaxes(1, 2), value, segments(positions >= 0, None))
+
+        y, backward = jax.vjp(attend, query, key, value)
+        return y, backward(gradient)
+
+    text = jax.jit(step).lower(tokens, tokens, heads, positions, tokens).compile().as_text()
+    cost = analyze(text, CHIPS[name], 1, kernel_cycles=kernel_cycles)
+    assert cost.unpriced == {}
+    priced = [operation for operation in cost.top if operation.category == "pallas"]
+    assert len(priced) == 6  # queries and keys turned, there and back, and attention's two passes
+    assert all(operation.seconds > 0 for operation in priced)
+
+
 @pytest.mark.parametrize("name", CHIPS)
 def test_a_program_that_is_too_large_is_told_the_memory_that_the_table_has(name: str):
-    topology = topologies.get_topology_desc(name + {"v5e": ":2x2", "v6e": ":2x2"}.get(name, ":2x2x1"), platform="tpu")
+    topology = topologies.get_topology_desc(name + POD.get(name, ":2x2x1"), platform="tpu")
     mesh = Mesh(np.array(topology.devices), ("x",))
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"exceeds available HBM .{chip(name).hbm_bytes / GIB:.2f}G"):
         compiled(lambda *arrays: [each + 1 for each in arrays], mesh, *[(65536, 65536)] * 14)
