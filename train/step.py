@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from idefics_jax import IdeficsImageProcessor
@@ -128,6 +129,16 @@ def means(objective: Objective, batch: Batch) -> Callable[[Sums], Losses]:
     return lambda sums: Losses(sums.cross_entropy / learnt, sums.z / z_counted)
 
 
+def as_multiplied(params: Any, dtype: str) -> Any:
+    """The weights, matrices in the dtype that products read them in, and give their gradients in.
+
+    By the master weights' dtype, float32, gradients would take twice the memory for what devices add up in `dtype`.
+    """
+    leaves = flatten_dict(params, sep="/")
+    leaves = {path: leaf.astype(dtype) if path.endswith("/kernel") else leaf for path, leaf in leaves.items()}
+    return unflatten_dict(leaves, sep="/")
+
+
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
@@ -141,8 +152,10 @@ def make_train_step(
             losses = mean(objective(params, frozen, part, jax.random.fold_in(step_key, number)))
             return losses.loss + config.z_loss * losses.z_loss, losses
 
+        multiplied = as_multiplied(state.params, config.dtype)
+
         def accumulate(sums: Any, part: Any) -> tuple[Any, None]:
-            (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, *part)
+            (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(multiplied, *part)
             return jax.tree.map(jnp.add, sums, (losses, gradients)), None
 
         zeros = (Losses(jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, state.params))

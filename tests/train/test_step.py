@@ -17,7 +17,7 @@ from tests.train.small_runs import CONFIG, by_path, keeping_gradients, make_batc
 from train.config import KeptName, OptimizerConfig
 from train.loss import chunked_sums, targets
 from train.optimizer import schedule
-from train.step import make_eval_step
+from train.step import as_multiplied, make_eval_step, means
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,27 @@ def test_chunks_make_no_difference_to_the_loss_and_its_gradient(additional, chun
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
         for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(reference), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_gradients_in_bfloat16_are_those_by_the_float32_weights():
+    run, batch = start(made=keeping_gradients(), dtype="bfloat16"), make_batch()
+    state, _ = run.step(run.state, run.frozen, batch)
+
+    @jax.grad
+    def gradients(params):
+        part = jax.tree.map(lambda x: x[0], batch)
+        return means(run.objective, batch)(run.objective(params, run.frozen, part, None)).loss
+
+    for (path, ours), expected in zip(
+        by_path(state.opt_state).items(), by_path(jax.jit(gradients)(run.state.params)).values(), strict=True
+    ):
+        assert ours.dtype == expected.dtype == np.float32, path
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2**-8 * np.abs(expected).max(), err_msg=path)
+
+
+def test_matrices_are_multiplied_in_the_dtype_of_the_run(plain):
+    for path, weight in by_path(as_multiplied(plain.state.params, "bfloat16")).items():
+        assert weight.dtype == ("bfloat16" if path.endswith("/kernel") else "float32"), path
 
 
 @pytest.mark.parametrize("parts", [2, 4])
