@@ -36,7 +36,7 @@ PROGRAMS = {
     "9B `full`, v5e-256, one copy": "--random 9b --trainable full --plan v5e:16x16 --batch-size 1024",
     "9B `full`, two v5e-16": "--random 9b --trainable full --plan v5e:4x4 --slices 2 --mesh.data 2 --batch-size 128",
     "9B `full`, v5p-8": "--random 9b --trainable full --plan v5p:2x2x1 --batch-size 32 --remat dots",
-    "9B `full`, v6e-8": "--random 9b --trainable full --plan v6e:2x4 --batch-size 64 --remat attention",
+    "9B `full`, v6e-8": "--random 9b --trainable full --plan v6e:2x4 --batch-size 64 --remat attention query",
     "80B `full`, v5e-256": "--random 80b --trainable full --plan v5e:16x16 --batch-size 768",
     "80B `full`, v5p-128": "--random 80b --trainable full --plan v5p:4x4x4 --batch-size 192 --remat dots",
     "80B `full`, v6e-256": "--random 80b --trainable full --plan v6e:16x16 --batch-size 1024 --remat attention",

@@ -15,6 +15,8 @@ _TRAINING: dict[str, str | bool] = {
 # Without SparseCores, gathers of weights run beside products, which are to be more than one at a time: a layer's first
 # products are too short for the gather of an MLP's.
 _ASYNCHRONOUS: dict[str, str | bool] = {"xla_max_concurrent_async_all_gathers": "2"}
+# Products of few tokens are shorter than gathers all the time.
+_FEW_TOKENS, _FOR_FEW_TOKENS = 1024, {"xla_max_concurrent_async_all_gathers": "3"}
 # SparseCores gather weights and add up gradients while the rest of the chip computes; else it waits.
 _SPARSE_CORES: dict[str, str | bool] = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
@@ -30,6 +32,12 @@ TRAINING: dict[str, dict[str, str | bool]] = {
 }
 
 
-def training_options() -> dict[str, str | bool] | None:
+def options(chip: str, tokens: int) -> dict[str, str | bool]:
+    """Of a training step in which each device has so many tokens at a time, by a name of `idefics_jax.cost.CHIPS`."""
+    few = chip == "v5e" and tokens <= _FEW_TOKENS
+    return TRAINING.get(chip, {}) | (_FOR_FEW_TOKENS if few else {})
+
+
+def training_options(tokens: int) -> dict[str, str | bool] | None:
     """For `jax.jit` of a training step, on the devices that there are; None where XLA's defaults do."""
-    return TRAINING.get(DEVICE_KINDS.get(jax.devices()[0].device_kind, "")) or None
+    return options(DEVICE_KINDS.get(jax.devices()[0].device_kind, ""), tokens) or None

@@ -200,6 +200,10 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
+    def tokens_at_a_time(self, devices: int) -> int:
+        """Of each of so many devices, in one part of a batch."""
+        return self.batch_size * self.data.sequence_length // self.accumulation // devices
+
     def to_dict(self) -> dict[str, Any]:
         """Nested, for JSON."""
         return asdict(self)

@@ -83,7 +83,9 @@ class Trainer:
             state = jax.jit(lambda params: init_state(params, self.optimizer, config.ema is not None))(params)
             if config.compiled is None:
                 self.train_step = jax.jit(
-                    make_train_step(objective, self.optimizer), donate_argnums=0, compiler_options=training_options()
+                    make_train_step(objective, self.optimizer),
+                    donate_argnums=0,
+                    compiler_options=training_options(config.tokens_at_a_time(jax.device_count())),
                 )
             else:
                 lowered, _ = lower(config, self.model_config, self.mesh, self.processor)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from idefics_jax import IdeficsImageProcessor
@@ -134,9 +133,11 @@ def as_multiplied(params: Any, dtype: str) -> Any:
 
     By the master weights' dtype, float32, gradients would take twice the memory for what devices add up in `dtype`.
     """
-    leaves = flatten_dict(params, sep="/")
-    leaves = {path: leaf.astype(dtype) if path.endswith("/kernel") else leaf for path, leaf in leaves.items()}
-    return unflatten_dict(leaves, sep="/")
+
+    def cast(keys: tuple[Any, ...], weight: Array) -> Array:
+        return weight.astype(dtype) if keys[-1].key == "kernel" else weight
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def make_train_step(

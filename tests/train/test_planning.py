@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from idefics_jax import IdeficsForVisionText2Text, hf, make_mesh
-from idefics_jax.compiler import TRAINING
+from idefics_jax.compiler import TRAINING, options
 from idefics_jax.cost import CHIPS, analyze, chip
 from idefics_jax.cost.hlo import arrays, parse
 from idefics_jax.cost.pods import pod_devices
@@ -37,6 +37,16 @@ def test_the_step_is_lowered_without_any_array(trainable):
     assert bool(jax.tree.leaves(frozen)) is (trainable != "full")
     lowered, _ = lower(config, model, mesh)
     assert "stablehlo" in lowered.as_text()
+
+
+def test_where_a_chip_has_few_tokens_it_gathers_more_at_a_time():
+    gathers = "xla_max_concurrent_async_all_gathers"
+    config = TrainConfig(out="", batch_size=64, accumulation=2, data=DataConfig(sequence_length=1024))
+    assert config.tokens_at_a_time(16) == 2048
+    assert options("v5e", 2048) == TRAINING["v5e"]
+    assert options("v5e", 1024) == TRAINING["v5e"] | {gathers: "3"}
+    assert options("v6e", 1024) == TRAINING["v6e"]
+    assert options("", 1024) == {}  # no TPU
 
 
 def test_without_the_compiler_one_sentence_says_what_to_install(capsys, monkeypatch, tmp_path):

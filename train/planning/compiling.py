@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsImageProcessor, IdeficsProcessor
-from idefics_jax.compiler import TRAINING
+from idefics_jax.compiler import options
 from idefics_jax.cost import Cost, Memory, chip
 from idefics_jax.cost.pods import compiled, pod_devices
 from idefics_jax.sharding import on_mesh, shapes_on
@@ -56,7 +56,8 @@ def make_plan(config: TrainConfig) -> Plan:
             raise ValueError("--compiled needs --model: its image token and its pixels' mean are part of the program.")
         processor = IdeficsProcessor.from_pretrained(config.model)
     lowered, paths = lower(config, model, mesh_of(config, devices), processor)
-    found = compiled(lowered, which, len(devices) // config.slices, TRAINING[which.name])
+    tokens = config.tokens_at_a_time(len(devices))
+    found = compiled(lowered, which, len(devices) // config.slices, options(which.name, tokens))
     if config.compiled is not None and found.program is not None:
         save(config.compiled, lowered, found.program)
     model_flops = run_flops(config, model, paths) / len(devices)
