@@ -13,7 +13,8 @@ import re
 import tempfile
 from pathlib import Path
 
-DUMPS = Path(tempfile.mkdtemp())
+_DIRECTORY = tempfile.TemporaryDirectory()
+DUMPS = Path(_DIRECTORY.name)
 os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={DUMPS} --xla_jf_dump_llo_text=true"  # read when JAX is imported
 
 import jax  # noqa: E402

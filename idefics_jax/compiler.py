@@ -15,7 +15,7 @@ _TRAINING: dict[str, str | bool] = {
 # Without SparseCores, gathers of weights run beside products, which are to be more than one at a time: a layer's first
 # products are too short for the gather of an MLP's.
 _ASYNCHRONOUS: dict[str, str | bool] = {"xla_max_concurrent_async_all_gathers": "2"}
-# Products of few tokens are shorter than gathers all the time.
+# Of few tokens, products are shorter than gathers in the MLP too.
 _FEW_TOKENS, _FOR_FEW_TOKENS = 1024, {"xla_max_concurrent_async_all_gathers": "3"}
 # SparseCores gather weights and add up gradients while the rest of the chip computes; else it waits.
 _SPARSE_CORES: dict[str, str | bool] = {
