@@ -23,13 +23,12 @@ from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from idefics_jax import compiler  # noqa: E402
 from idefics_jax.cost import chip, words  # noqa: E402
+from idefics_jax.cost.kernels import CORES, SCHEDULES  # noqa: E402
 from idefics_jax.cost.pods import pod_devices  # noqa: E402
 from idefics_jax.flash import LANES, flash_attention, segments  # noqa: E402
 
 #: A small pod of each chip, and its matrix units: how many, and how wide.
 CHIPS = {"v5e": ("2x2", 4, 128), "v5p": ("2x2x1", 4, 128), "v6e": ("2x2", 2, 256), "tpu7x": ("2x2x1", 2, 256)}
-CORES = {"v5p": 2}  # that share the FLOPs that are a device's; a kernel's bundles are one core's
-KERNELS = ("splash_mha_fwd", "splash_mha_dkv")
 LENGTHS = (512, 1024)  # of one block each
 ROWS = {"bf16": 16, "f32": 8}  # in a vector register of 4 KiB
 
@@ -39,7 +38,7 @@ def main() -> None:
     print(*words.table(("chip", "kernel", "cycles to start a block", "and for a tile"), []), sep="\n")
     for name in CHIPS:
         short, long = (blocks(name, length) for length in LENGTHS)
-        for kernel in KERNELS:
+        for kernel in SCHEDULES[name]:
             small, large = ((length // LANES) ** 2 for length in LENGTHS)
             tile = (long[kernel] - short[kernel]) / (large - small)
             print(f"| {name} | {kernel} | {short[kernel] - tile * small:.0f} | {tile:.1f} |", flush=True)
@@ -59,9 +58,10 @@ def blocks(name: str, length: int) -> dict[str, int]:
         return y, backward(gradient)
 
     jax.jit(step).lower(rows, heads, heads, valid, rows).compile(compiler_options=compiler.TRAINING[name])
+    # A kernel's bundles are one core's, of the cores that share a device's FLOPs.
     unit_flops_per_cycle = chip(name).flops_per_cycle / CORES.get(name, 1) / units
     row_cycles = 2 * width**2 / unit_flops_per_cycle
-    bundles = {kernel: next(DUMPS.glob(f"*{kernel}*-final_bundles.txt")) for kernel in KERNELS}
+    bundles = {kernel: next(DUMPS.glob(f"*{kernel}*-final_bundles.txt")) for kernel in SCHEDULES[name]}
     found = {kernel: cycles(path.read_text(), row_cycles) for kernel, path in bundles.items()}
     for path in DUMPS.iterdir():
         path.unlink()

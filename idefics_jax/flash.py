@@ -39,9 +39,9 @@ def fits(length: int) -> bool:
     return platform() == "tpu" and length % LANES == 0
 
 
-def block_size(length: int, most: int) -> int:
-    """The largest number of tokens that divides rows of this length, is of whole lanes and at most `most`."""
-    return next(size for size in range(min(length, most), 0, -LANES) if length % size == 0)
+def block_size(size: int, most: int, unit: int = LANES) -> int:
+    """The largest part that divides so many tokens, or heads, evenly, is of whole units and at most `most`."""
+    return next(part for part in range(min(size, most), 0, -unit) if size % part == 0)
 
 
 def attended_at_a_time(length: int, itemsize: int) -> int:

@@ -68,8 +68,7 @@ def _turn(x: Array, rope: Array, scale: float, direction: float, interpret: bool
     from jax.experimental.pallas import tpu as pltpu
 
     batch, heads, length, width = x.shape
-    together = next(size for size in range(min(heads, HEADS), 0, -1) if heads % size == 0)
-    tokens = block_size(length, TOKENS)
+    together, tokens = block_size(heads, HEADS, unit=1), block_size(length, TOKENS)
     of_x = pl.BlockSpec((1, together, tokens, width), lambda row, place, head: (row, head, place, 0))
     of_rope = pl.BlockSpec((1, tokens, width), lambda row, place, head: (row, place, 0))
     return pl.pallas_call(

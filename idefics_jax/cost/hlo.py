@@ -32,9 +32,14 @@ class Array(NamedTuple):
     in_hbm: bool
 
     @property
+    def itemsize(self) -> float:
+        """Bytes of a number."""
+        return _bytes_of(self.dtype)
+
+    @property
     def bytes(self) -> float:
         """Without the padding of its tiles."""
-        return prod(self.dims) * _bytes_of(self.dtype)
+        return prod(self.dims) * self.itemsize
 
 
 @cache

@@ -17,7 +17,7 @@ class Schedule(NamedTuple):
 
 #: The forward and the backward pass of each chip, by the compiler's schedule of their instructions; printed by
 #: `python -m benchmarks.kernels` with libtpu 0.0.50.
-_SCHEDULES = {
+SCHEDULES = {
     "v5e": {"splash_mha_fwd": Schedule(503, 81.2), "splash_mha_dkv": Schedule(341, 168.2)},
     "v5p": {"splash_mha_fwd": Schedule(771, 82.2), "splash_mha_dkv": Schedule(744, 168.3)},
     "v6e": {"splash_mha_fwd": Schedule(347, 58.3), "splash_mha_dkv": Schedule(394, 96.0)},
@@ -25,7 +25,7 @@ _SCHEDULES = {
 }
 
 #: Cores that a device has, among which a kernel's rows are dealt out.
-_CORES = {"v5p": 2}
+CORES = {"v5p": 2}
 
 
 def kernel_cycles(op: Instruction, chip: Chip) -> float | None:
@@ -33,14 +33,14 @@ def kernel_cycles(op: Instruction, chip: Chip) -> float | None:
 
     Rows of several blocks are taken to be attended to causally; the vision tower's have one.
     """
-    schedule = next((each for name, each in _SCHEDULES[chip.name].items() if op.name.startswith(name)), None)
+    schedule = next((each for name, each in SCHEDULES[chip.name].items() if op.name.startswith(name)), None)
     if schedule is None:
         return None
     # The context comes first, the values' gradient last: [rows, heads, t, head_dim]; a single row's axis is left out.
     context = arrays(op.shape)[0 if "_fwd" in op.name else -1]
     *rows, heads, length, head_dim = context.dims
-    block = attended_at_a_time(length, int(context.bytes) // math.prod(context.dims))
+    block = attended_at_a_time(length, int(context.itemsize))
     blocks = (length // block) * (length // block + 1) // 2
     tiles = (block // LANES) ** 2 * math.ceil(head_dim / LANES)
-    of_one_core = math.ceil(math.prod(rows) / _CORES.get(chip.name, 1))
+    of_one_core = math.ceil(math.prod(rows) / CORES.get(chip.name, 1))
     return of_one_core * heads * blocks * (schedule.start + schedule.tile * tiles)

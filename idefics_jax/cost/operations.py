@@ -82,9 +82,8 @@ def price(program: Program, owner: Computation, op: Instruction, chip: Chip) -> 
         return Price(category, estimate, min(estimate, at_usual_speed), moved, flops, "HBM")
     # What it works on is on the chip, which takes no longer than from HBM would, whatever the estimate is.
     from_hbm = hbm_bytes(program, owner, op, anywhere=True) / chip.hbm_bytes_per_cycle / HBM_SHARE
-    if from_hbm > _FEW_CYCLES:
-        estimate = min(estimate, from_hbm)
-    return Price(category, op.estimated_cycles or 0, estimate, moved, flops, "compute")
+    cycles = min(estimate, from_hbm) if from_hbm > _FEW_CYCLES else estimate
+    return Price(category, estimate, cycles, moved, flops, "compute")
 
 
 def _category(op: Instruction, opcodes: set[str]) -> str:
