@@ -1,4 +1,4 @@
-"""How long the attention kernels of `idefics_jax.flash` take on TPUs, by the compiler's own schedule of them.
+"""How long the attention kernels of `idefics_jax` take on TPUs, by the compiler's own schedule of them.
 
     python -m benchmarks.kernels
 
@@ -26,10 +26,12 @@ from idefics_jax.cost import chip, words  # noqa: E402
 from idefics_jax.cost.kernels import CORES, SCHEDULES  # noqa: E402
 from idefics_jax.cost.pods import pod_devices  # noqa: E402
 from idefics_jax.flash import LANES, flash_attention, segments  # noqa: E402
+from idefics_jax.image_attention import attend_to_images  # noqa: E402
 
 #: A small pod of each chip, and its matrix units: how many, and how wide.
 CHIPS = {"v5e": ("2x2", 4, 128), "v5p": ("2x2x1", 4, 128), "v6e": ("2x2", 2, 256), "tpu7x": ("2x2x1", 2, 256)}
 LENGTHS = (512, 1024)  # of one block each
+KEYS = 256  # of four images
 ROWS = {"bf16": 16, "f32": 8}  # in a vector register of 4 KiB
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     for name in CHIPS:
         short, long = (blocks(name, length) for length in LENGTHS)
         for kernel in SCHEDULES[name]:
-            small, large = ((length // LANES) ** 2 for length in LENGTHS)
+            small, large = (length * (KEYS if "image" in kernel else length) // LANES**2 for length in LENGTHS)
             tile = (long[kernel] - short[kernel]) / (large - small)
             print(f"| {name} | {kernel} | {short[kernel] - tile * small:.0f} | {tile:.1f} |", flush=True)
 
@@ -50,14 +52,21 @@ def blocks(name: str, length: int) -> dict[str, int]:
     devices = pod_devices(f"{name}:{topology}", 1)
     place = SingleDeviceSharding(devices[0])
     rows = jax.ShapeDtypeStruct((2, length, 8, LANES), jnp.bfloat16, sharding=place)
-    heads = jax.ShapeDtypeStruct((2, 8, length, LANES), jnp.bfloat16, sharding=place)
-    valid = jax.ShapeDtypeStruct((2, length), jnp.bool, sharding=place)
+    heads, images = (
+        jax.ShapeDtypeStruct((2, 8, count, LANES), jnp.bfloat16, sharding=place) for count in (length, KEYS)
+    )
+    valid, sees = (jax.ShapeDtypeStruct((2, length, *more), jnp.bool, sharding=place) for more in ((), (KEYS,)))
 
-    def step(query, key, value, valid, gradient):
-        y, backward = jax.vjp(lambda *x: flash_attention(*x, segments(valid, None)), query, key, value)
+    def step(query, key, value, valid, image_key, image_value, sees, gradient):
+        def attend(query, key, value, image_key, image_value):
+            query = flash_attention(query, key, value, segments(valid, None))
+            return attend_to_images(query, image_key, image_value, sees)
+
+        y, backward = jax.vjp(attend, query, key, value, image_key, image_value)
         return y, backward(gradient)
 
-    jax.jit(step).lower(rows, heads, heads, valid, rows).compile(compiler_options=compiler.TRAINING[name])
+    program = jax.jit(step).lower(rows, heads, heads, valid, images, images, sees, rows)
+    program.compile(compiler_options=compiler.TRAINING[name])
     # A kernel's bundles are one core's, of the cores that share a device's FLOPs.
     unit_flops_per_cycle = chip(name).flops_per_cycle / CORES.get(name, 1) / units
     row_cycles = 2 * width**2 / unit_flops_per_cycle

@@ -5,6 +5,7 @@ The decoder is a pile of groups, each one gated cross-attention layer (Alayrac e
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from idefics_jax.attention import Past, attention, attention_weights
 from idefics_jax.cache import Cache, KeyValue, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.flash import Segments, fits, flash_attention, segments
+from idefics_jax.image_attention import attend_to_images, fits_images
 from idefics_jax.layers import (
     Dropout,
     GatedMLP,
@@ -49,7 +51,7 @@ class SelfAttention(nnx.Module):
         self.k = Linear(k, embed, heads, std=std)
         self.v = Linear(v, embed, heads, std=std)
         self.o = Linear(o, heads, embed, std=std)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout) if config.dropout else None
 
     def __call__(
         self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments, past: Past | None
@@ -105,7 +107,7 @@ class CrossAttention(nnx.Module):
         self.o = Linear(o, heads, {"embed": embed}, std=math.sqrt(0.4 / embed))
         self.q_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
         self.k_norm = RMSNorm(heads["head_dim"], config.rms_norm_eps) if config.qk_layer_norms else None
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout) if config.dropout else None
 
     @jax.named_scope("cross_attention")
     def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
@@ -121,7 +123,9 @@ class CrossAttention(nnx.Module):
         prompts, tokens = images.key.shape[0], x.shape[0] // images.key.shape[0] * x.shape[1]
         folded = reshape(query, (prompts, tokens, *query.shape[2:]), "batch", None, "heads", None)
         mask = reshape(mask, (prompts, tokens, mask.shape[2]), "batch")
-        y = attention(folded, images.key.swapaxes(2, 3), images.value, mask, dropout=self.dropout)
+        by_kernel = self.dropout is None and fits_images(tokens, mask.shape[2])
+        attend = attend_to_images if by_kernel else partial(attention, dropout=self.dropout)
+        y = attend(folded, images.key.swapaxes(2, 3), images.value, mask)
         return self.o(reshape(y, query.shape, "batch", None, "heads", None))
 
 

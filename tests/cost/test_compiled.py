@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from idefics_jax.cost import CHIPS, Cost, analyze, chip, memory
 from idefics_jax.cost.kernels import kernel_cycles
 from idefics_jax.flash import flash_attention, segments
+from idefics_jax.image_attention import KEYS, attend_to_images
 from idefics_jax.rope import rotary_angles, rotate_by_kernel
 
 pytest.importorskip("libtpu")
@@ -210,6 +211,26 @@ def test_our_kernels_compile_without_options_and_are_priced(name: str, dtype: An
     priced = [operation for operation in cost.top if operation.category == "pallas"]
     assert len(priced) == 6  # queries and keys turned, there and back, and attention's two passes
     assert all(operation.seconds > 0 for operation in priced)
+
+
+@pytest.mark.parametrize("keys", [64, 2 * 257, KEYS])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_kernel_for_images_compiles_without_options_and_is_priced(name: str, dtype: Any, keys: int):
+    place = SingleDeviceSharding(
+        topologies.get_topology_desc(name + POD.get(name, ":2x2x1"), platform="tpu").devices[0]
+    )
+    tokens, images = (jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape in (TOKENS_FIRST, (2, 8, keys, 128)))
+    mask = jax.ShapeDtypeStruct((*TOKENS_FIRST[:2], keys), jnp.bool, sharding=place)
+
+    def step(query: Any, key: Any, value: Any, mask: Any, gradient: Any) -> Any:
+        y, backward = jax.vjp(lambda *x: attend_to_images(*x, mask), query, key, value)
+        return y, backward(gradient)
+
+    text = jax.jit(step).lower(tokens, images, images, mask, tokens).compile().as_text()
+    cost = analyze(text, CHIPS[name], 1, kernel_cycles=kernel_cycles)
+    assert cost.unpriced == {}
+    assert len([operation for operation in cost.top if operation.category == "pallas" and operation.seconds > 0]) == 2
 
 
 @pytest.mark.parametrize("name", CHIPS)
