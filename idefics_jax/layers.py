@@ -4,6 +4,7 @@ Weights keep their axes apart (`[embed, heads, head_dim]`) so that a sharding ov
 computes in the dtype of its input, except norms, softmax and rotary angles, which are float32.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -17,14 +18,32 @@ from jaxtyping import Array, Float, Int
 from idefics_jax.flash import SAVED
 from idefics_jax.sharding import constrain, looked_up, product, spec
 
+#: Of a polynomial of odd powers, from the first on, whose tanh is the normal distribution's share below a number less
+#: that above it, up to six deviations: fitted for the largest error of `gelu`, which is 4e-6.
+NORMAL_SHARE = (0.797827879, 0.0364690334, -1.24865386e-4, -3.06000586e-5, 1.12109355e-6)
+
+
+@jax.custom_jvp
+def normal_share(x: Array) -> Array:
+    """The normal distribution's share below `x`, by tanh, for which TPUs have an instruction; for `erf` they compute
+    two polynomials and divide them, which takes longer than the matrix products around it."""
+    near = jnp.clip(x, -6, 6)
+    odd = near * functools.reduce(lambda sum, each: sum * jnp.square(near) + each, reversed(NORMAL_SHARE))
+    return 0.5 + 0.5 * jnp.tanh(odd)
+
+
+normal_share.defjvps(lambda slope, _, x: slope * jnp.exp(-0.5 * jnp.square(x)) * (2 * math.pi) ** -0.5)
+
 
 def gelu(x: Array) -> Array:
-    """`x` times the normal distribution's share below it (Hendrycks & Gimpel 2016), by `erf`, as PyTorch has it.
+    """`x` times the normal distribution's share below it (Hendrycks & Gimpel 2016).
 
-    `jax.nn.gelu` goes by `erfc`, of which TPUs compute both of its branches.
+    By `erf`, as PyTorch has it (`jax.nn.gelu` goes by `erfc`, of which TPUs compute both of its branches). Bfloat16 has
+    digits for less.
     """
     y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+    share = normal_share(y) if x.dtype == jnp.bfloat16 else 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+    return (y * share).astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
