@@ -1,4 +1,4 @@
-"""Attention as it is written, over any mask and cache; `flash` has the kernel for long rows."""
+"""Attention over any mask and cache, as it is written or by cuDNN. TPUs' kernels: `flash` and `image_attention`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from idefics_jax.cudnn import cudnn_attention, fits_cudnn
 from idefics_jax.sharding import spec
 
 #: Scores of masked pairs. Finite, so that a row which sees nothing gives finite numbers (its caller zeroes them).
@@ -51,6 +52,8 @@ def attention(
     def mean(weights: Float[Array, "b n t s"], value: Float[Array, "b n s h"]) -> Float[Array, "b t n h"]:
         return jnp.einsum("bnts,bnsh->btnh", weights, value, out_sharding=spec("batch", None, "heads", None))
 
+    if past is None and dropout is None and fits_cudnn(query, key, mask is not None):
+        return cudnn_attention(query, key, value, mask)
     weights = attention_weights(query, key, mask, past)
     weights = (weights if dropout is None else dropout(weights)).astype(query.dtype)
     if past is None:
