@@ -45,8 +45,10 @@ PROGRAMS = {
     "9B `lora`, v5e-4": f"--random 9b --trainable lora --plan v5e:2x2 --batch-size 8 --remat {ALL_BUT_OUT}",
     "80B `idefics`, v5e-32": "--random 80b --trainable idefics --plan v5e:4x8 --batch-size 32",
     "80B `idefics`, v5e-64": "--random 80b --trainable idefics --plan v5e:8x8 --batch-size 192",
+    "80B `idefics`, v5p-8": "--random 80b --trainable idefics --plan v5p:2x2x1 --batch-size 8",
     "80B `lora`, v5e-16": "--random 80b --trainable lora --plan v5e:4x4 --batch-size 16",
     "80B `lora`, v5e-32": "--random 80b --trainable lora --plan v5e:4x8 --batch-size 96",
+    "80B `lora`, v5p-8": "--random 80b --trainable lora --plan v5p:2x2x1 --batch-size 32 --remat attention query",
 }
 COLUMNS = ("", "rows per chip", "memory of a chip", "MFU", "tokens/s per chip", "collectives not hidden", "compiled in")
 

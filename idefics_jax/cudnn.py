@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from idefics_jax.flash import platform
-from idefics_jax.sharding import spec
+from idefics_jax.sharding import platform, spec
 
 
 def fits_cudnn(query: Float[Array, "b t n h"], key: Float[Array, "b n s h"], masked: bool) -> bool:

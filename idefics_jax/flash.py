@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import get_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.sharding import constrain, spec
+from idefics_jax.sharding import constrain, platform, spec
 
 #: What a rematerialisation policy calls the kernel's results: with them the backward pass need not run it again.
 SAVED = "attention"
@@ -26,12 +25,6 @@ class Segments(NamedTuple):
     """Who looks at whom in packed rows, before it is made a mask: at itself and what is earlier, of its own segment."""
 
     ids: Int[Array, "b t"]
-
-
-def platform() -> str:
-    """Where the program that is being traced will run: "cpu", "gpu" or "tpu"."""
-    device = get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def fits(length: int) -> bool:

@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.attention import MASKED
-from idefics_jax.flash import LANES, SAVED, block_size, platform
-from idefics_jax.sharding import spec
+from idefics_jax.flash import LANES, SAVED, block_size
+from idefics_jax.sharding import platform, spec
 
 #: Most keys of a row, 32 images' latents; and most scores that are made at a time, of all keys: 1 MiB.
 KEYS, SCORES = 2048, 2**18

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float
 
 from idefics_jax.attention import attention
 from idefics_jax.config import IdeficsVisionConfig
-from idefics_jax.flash import flash_attention_to_all, platform
+from idefics_jax.flash import flash_attention_to_all
 from idefics_jax.layers import MLP, LayerNorm, Linear, Remat, normal, parameter, pile, run
-from idefics_jax.sharding import constrain, reshape
+from idefics_jax.sharding import constrain, platform, reshape
 
 
 class VisionAttention(nnx.Module):

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, reshard
 
-from idefics_jax import IdeficsForVisionText2Text, hf, make_mesh
+from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
 from idefics_jax.compiler import TRAINING, options
 from idefics_jax.cost import CHIPS, analyze, chip
 from idefics_jax.cost.hlo import arrays, parse
 from idefics_jax.cost.pods import pod_devices
+from idefics_jax.decoder import DecoderLayer
+from idefics_jax.flash import segments
 from idefics_jax.layers import GatedMLP, pile, run
+from idefics_jax.rope import rotary_angles
 from idefics_jax.sharding import on_mesh, shapes_on, spec
 from train.cli import main
 from train.config import DataConfig, MeshConfig, TrainConfig
@@ -169,3 +172,35 @@ def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds
 
 def _mlps(key):
     return pile(lambda key: GatedMLP(key, 8192, 2816, "silu", std=0.02), key, 4, stacked=True)
+
+
+@pytest.mark.slow
+def test_frozen_weights_of_all_layers_are_not_turned_round_at_once():
+    """A layer's are, in its turn: the compiler likes heads first."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(devices=pod_devices("v5e:2x2", 1))
+    config = IdeficsConfig(hidden_size=1024, num_attention_heads=8, intermediate_size=1024)
+
+    def layers(key):
+        return pile(lambda key: DecoderLayer(config, key), key, 8, stacked=True)
+
+    def loss(x, state):
+        positions = reshard(jnp.broadcast_to(jnp.arange(1024), x.shape[:2]), spec("batch"))
+        rope, mask = rotary_angles(positions, 128, 1e4), segments(positions >= 0, None)
+        body = lambda x, layer: (layer(x, rope, mask, None)[0], ())  # noqa: E731
+        return jnp.sum(run(body, x, nnx.merge(graph, state), remat="full")[0])
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: layers(jax.random.key(0))))
+    state = shapes_on(mesh, lambda key: nnx.state(layers(key)), jax.random.key(0))
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), state)
+    with on_mesh(mesh.abstract_mesh):
+        x = jax.ShapeDtypeStruct((4, 1024, 1024), jnp.bfloat16, sharding=NamedSharding(mesh, spec("batch", None, None)))
+        program = jax.jit(jax.grad(loss)).lower(x, state).compile(compiler_options=TRAINING["v5e"])
+    copied = [
+        array.dims
+        for computation in parse(program.as_text()).computations.values()
+        for instruction in computation.instructions
+        if instruction.opcode == "copy"
+        for array in arrays(instruction.shape)
+    ]
+    assert (8, 256, 8, 128) not in copied
