@@ -290,6 +290,22 @@ def test_an_attention_kernel_costs_the_blocks_that_it_computes():
     assert cycles("rope.1", context) is None
 
 
+def test_an_attention_kernel_for_images_costs_the_keys_that_each_block_of_tokens_has():
+    def cycles(rows: int, tokens: int, keys: int) -> float:
+        shapes = f"s8[{rows},{tokens},{keys}]{{2,1,0}}, bf16[{rows},8,{keys},128]{{3,2,1,0}}"
+        text = f"custom-call(%a, %b), operand_layout_constraints={{{shapes}, bf16[{rows},8,{tokens},128]{{3,2,1,0}}}}"
+        shape = f"bf16[{rows},8,{tokens},128]{{3,2,1,0}}"
+        found = kernel_cycles(Instruction("image_attention_fwd.1", shape, "custom-call", (), text, False), V5E)
+        assert found is not None
+        return found
+
+    one = cycles(1, 1024, 256)
+    assert one > 2 * 2 * 8 * 128 * 1024 * 256 / V5E.flops_per_cycle  # of two products at the peak
+    assert cycles(3, 1024, 256) == pytest.approx(3 * one)
+    assert cycles(1, 4096, 256) == pytest.approx(4 * one)  # four blocks
+    assert cycles(1, 1024, 512) == pytest.approx(2 * one)  # two, of half the tokens
+
+
 def test_a_kernel_without_one_is_named():
     cost = read(kernel(""))
     assert cost.unpriced == {"Pallas kernel attention": 1}
