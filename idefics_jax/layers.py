@@ -38,8 +38,8 @@ normal_share.defjvps(lambda slope, _, x: slope * jnp.exp(-0.5 * jnp.square(x)) *
 def gelu(x: Array) -> Array:
     """`x` times the normal distribution's share below it (Hendrycks & Gimpel 2016).
 
-    By `erf`, as PyTorch has it (`jax.nn.gelu` goes by `erfc`, of which TPUs compute both of its branches). Bfloat16 has
-    digits for less.
+    By `erf`, as PyTorch has it (`jax.nn.gelu` goes by `erfc`, of which TPUs compute both of its branches); in bfloat16,
+    whose digits cannot tell, by `normal_share`.
     """
     y = x.astype(jnp.float32)
     share = normal_share(y) if x.dtype == jnp.bfloat16 else 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
