@@ -10,7 +10,7 @@ and of collectives their bytes over the network's bandwidth. The same program an
 that commits can be compared; another libtpu gives others. Left out are latencies, what hides behind what beyond the
 compiler's own marks, contention for HBM and links, kernels without an estimate (`Cost.unpriced`), the input pipeline
 and the host. `python -m benchmarks.known_models` shows how far off the estimates are where others measured: of three
-models in training, the predicted MFU is 20 % and 8 % below and 2 % above the published one.
+models in training, the predicted MFU is 20 % and 7 % below and 2 % above the published one.
 """
 
 from idefics_jax.cost.analyze import analyze as analyze
