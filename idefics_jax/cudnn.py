@@ -42,14 +42,14 @@ def cudnn_attention(
     Args:
         implementation: "xla": the same by JAX's own formula, on any machine, to test it.
     """
-    inputs, axes = [query, key.swapaxes(1, 2), value.swapaxes(1, 2)], [("batch", None, "heads", None)] * 3
+    heads, rows = spec("batch", None, "heads", None), spec("batch", None, None)
+    inputs, layouts = [query, key.swapaxes(1, 2), value.swapaxes(1, 2)], [heads] * 3
     if mask is not None:
         inputs.append(jnp.broadcast_to(mask, (*query.shape[:2], key.shape[2])))
-        axes.append(("batch", None, None))
+        layouts.append(rows)
     attend = partial(_attend, implementation)
-    heads = spec(*axes[0])
     if heads is not None:
-        attend = jax.shard_map(attend, in_specs=tuple(spec(*each) for each in axes), out_specs=heads, check_vma=False)
+        attend = jax.shard_map(attend, in_specs=tuple(layouts), out_specs=heads, check_vma=False)
     return attend(*inputs)
 
 
