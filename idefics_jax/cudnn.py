@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from idefics_jax.sharding import platform, spec
+from idefics_jax.sharding import per_shard, platform, spec
 
 
 def fits_cudnn(query: Float[Array, "b t n h"], key: Float[Array, "b n s h"], masked: bool) -> bool:
@@ -47,9 +47,7 @@ def cudnn_attention(
     if mask is not None:
         inputs.append(jnp.broadcast_to(mask, (*query.shape[:2], key.shape[2])))
         layouts.append(rows)
-    attend = partial(_attend, implementation)
-    if heads is not None:
-        attend = jax.shard_map(attend, in_specs=tuple(layouts), out_specs=heads, check_vma=False)
+    attend = per_shard(partial(_attend, implementation), tuple(layouts), heads, check_vma=False)
     return attend(*inputs)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.sharding import constrain, platform, spec
+from idefics_jax.sharding import constrain, per_shard, platform, spec
 
 #: What a rematerialisation policy calls the kernel's results: with them the backward pass need not run it again.
 SAVED = "attention"
@@ -64,10 +64,9 @@ def flash_attention(
         causal: to itself and what is earlier; else to all of the segment.
         interpret: run it on any machine, slowly, to test it.
     """
-    attend = partial(_attend, causal=causal, interpret=interpret)
     heads, rows = spec("batch", "heads", None, None), spec("batch", None)
-    if heads is not None:
-        attend = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    attend = partial(_attend, causal=causal, interpret=interpret)
+    attend = per_shard(attend, (heads, heads, heads, rows), heads, check_vma=False)
     return attend(query.swapaxes(1, 2), key, value, segments.ids).swapaxes(1, 2)
 
 

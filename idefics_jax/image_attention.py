@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.attention import MASKED
-from idefics_jax.flash import LANES, SAVED, block_size
-from idefics_jax.sharding import platform, spec
+from idefics_jax.flash import LANES, SAVED, block_size, fits
+from idefics_jax.sharding import per_shard, spec
 
 #: Most keys of a row, 32 images' latents; and most scores that are made at a time, of all keys: 1 MiB.
 KEYS, SCORES = 2048, 2**18
@@ -22,7 +22,7 @@ KEYS, SCORES = 2048, 2**18
 
 def fits_images(tokens: int, keys: int) -> bool:
     """Whether the kernel can attend with rows of so many tokens to so many keys, on the platform that is traced for."""
-    return platform() == "tpu" and tokens % LANES == 0 and keys <= KEYS
+    return fits(tokens) and keys <= KEYS
 
 
 def tokens_at_a_time(tokens: int, keys: int) -> int:
@@ -44,10 +44,8 @@ def attend_to_images(
     Args:
         interpret: run it on any machine, slowly, to test it.
     """
-    attend = partial(_attend, interpret)
     heads, rows = spec("batch", "heads", None, None), spec("batch", None, None)
-    if heads is not None:
-        attend = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    attend = per_shard(partial(_attend, interpret), (heads, heads, heads, rows), heads, check_vma=False)
     return checkpoint_name(attend(query.swapaxes(1, 2), key, value, mask.astype(jnp.int8)), SAVED).swapaxes(1, 2)
 
 
@@ -59,7 +57,7 @@ def _attend(
     value: Float[Array, "b n s h"],
     mask: Int[Array, "b t s"],
 ) -> Float[Array, "b n t h"]:
-    return _call(_mean_block, "image_attention_fwd", interpret, (query,), (query,), (key, value), (), mask)[0]
+    return _call(_mean_block, "image_attention_fwd", interpret, (query,), (key, value), (), mask)[0]
 
 
 def _forward(interpret, *inputs):
@@ -69,15 +67,15 @@ def _forward(interpret, *inputs):
 def _backward(interpret, inputs, gradient):
     query, key, value, mask = inputs
     tokens, keys = (query, gradient), (key, value)
-    return *_call(_gradient_block, "image_attention_bwd", interpret, tokens, (query,), keys, keys, mask), None
+    return *_call(_gradient_block, "image_attention_bwd", interpret, tokens, keys, keys, mask), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _call(body, name, interpret, tokens, token_results, keys, key_results, mask):
-    """The kernel over rows, heads and blocks of tokens. Of a head's blocks all have the same keys, and add to what is
-    made for keys."""
+def _call(body, name, interpret, tokens, keys, key_results, mask):
+    """The kernel over rows, heads and blocks of tokens, which makes as many numbers as the queries are. Of a head's
+    blocks all have the same keys, and add to what is made for keys."""
     from jax.experimental import pallas as pl  # takes long to import
     from jax.experimental.pallas import tpu as pltpu
 
@@ -89,10 +87,10 @@ def _call(body, name, interpret, tokens, token_results, keys, key_results, mask)
     of_mask = pl.BlockSpec((1, block, count), lambda row, head, place: (row, place, 0))
     return pl.pallas_call(
         body,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*token_results, *key_results)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (tokens[0], *key_results)],
         grid=(rows, heads, length // block),
         in_specs=[of_mask, *[of_keys for _ in keys], *[of_tokens for _ in tokens]],
-        out_specs=[*[of_tokens for _ in token_results], *[of_keys for _ in key_results]],
+        out_specs=[of_tokens, *[of_keys for _ in key_results]],
         scratch_shapes=[pltpu.VMEM((count, head_dim), jnp.float32) for _ in key_results],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,

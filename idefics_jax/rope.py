@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from idefics_jax.flash import LANES, block_size, fits
-from idefics_jax.sharding import spec
+from idefics_jax.sharding import per_shard, spec
 
 #: Tokens and heads that the kernel turns at a time: 1 MiB of them, next to which the start of a step is short.
 TOKENS, HEADS = 512, 8
@@ -40,10 +40,8 @@ def rotate_by_kernel(
     Args:
         interpret: run it on any machine, slowly, to test it.
     """
-    turn = partial(_turned, scale, interpret)
     heads, rows = spec("batch", "heads", None, None), spec("batch", None, None)
-    if heads is not None:
-        turn = jax.shard_map(turn, in_specs=(heads, rows), out_specs=heads, check_vma=False)
+    turn = per_shard(partial(_turned, scale, interpret), (heads, rows), heads, check_vma=False)
     return turn(x.swapaxes(1, 2), rope).swapaxes(1, 2)
 
 

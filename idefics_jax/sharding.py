@@ -249,11 +249,17 @@ def row_specs(tree: Any) -> Any:
     return jax.tree.map(lambda x: spec("batch") if x.ndim else spec(), tree)
 
 
-def per_shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`function` as each device runs it on its own part of the arrays; itself where there is no mesh."""
+def per_shard(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any, check_vma: bool = True
+) -> Callable[..., Any]:
+    """`function` as each device runs it on its own part of the arrays; itself where there is no mesh.
+
+    Args:
+        check_vma: False for kernels, which do not say over which axes their results differ.
+    """
     if get_abstract_mesh().empty:
         return function
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
 
 
 def mesh_of(tree) -> Mesh | AbstractMesh | None:

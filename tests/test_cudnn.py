@@ -13,6 +13,7 @@ from idefics_jax.attention import attention
 from idefics_jax.cudnn import cudnn_attention, fits_cudnn
 from idefics_jax.masks import causal_mask
 from idefics_jax.sharding import constrain, on_mesh
+from tests.attending import graded
 
 
 def inputs(dtype, queries=64, keys=64, head_dim=80):
@@ -21,17 +22,6 @@ def inputs(dtype, queries=64, keys=64, head_dim=80):
         jax.random.normal(key, shape).astype(dtype)
         for key, shape in zip(jax.random.split(jax.random.key(0), 3), shapes, strict=True)
     ]
-
-
-def graded(attend, mask, *rows):
-    """The result for tokens that see something, and the gradients of a function of it."""
-
-    def seeing(*rows):
-        y = attend(*rows, mask)
-        return y if mask is None else jnp.where(jnp.any(mask, axis=-1)[:, :, None, None], y, 0)
-
-    y, backward = jax.vjp(seeing, *rows)
-    return y, *backward(jnp.cos(10 * y))
 
 
 def by_xla(*inputs):
@@ -49,7 +39,7 @@ def two_images():
 @pytest.mark.parametrize("mask", [None, left_padded(), two_images()], ids=["whole rows", "left padded", "two images"])
 def test_results_and_gradients_are_those_of_plain_attention(mask):
     rows = inputs("float32", keys=64 if mask is None else mask.shape[2])
-    for one, other in zip(graded(by_xla, mask, *rows), graded(attention, mask, *rows), strict=True):
+    for one, other in zip(graded(by_xla, *rows, mask), graded(attention, *rows, mask), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -76,7 +66,7 @@ def test_each_device_asks_cudnn_for_results_and_gradients(mask, bias):
         query = constrain(query, "batch", None, "heads", None)
         key, value = (constrain(x, "batch", "heads", None, None) for x in rest)
         mask = None if mask is None else constrain(mask, "batch")
-        traced = jax.jit(lambda *rows: graded(cudnn_attention, mask, *rows)).trace(query, key, value)
+        traced = jax.jit(lambda *rows: graded(cudnn_attention, *rows, mask)).trace(query, key, value)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count(f"@__cudnn$fmha{bias}Softmax(") == text.count(f"@__cudnn$fmha{bias}SoftmaxBackward(") == 1
     assert "tensor<1x64x1x80xbf16>" in text  # half of the rows, a quarter of the heads
@@ -87,7 +77,7 @@ def test_each_device_asks_cudnn_for_results_and_gradients(mask, bias):
 def test_on_a_gpu_cudnn_is_as_plain_attention_but_for_rounding(mask):
     rows = inputs("bfloat16", keys=64 if mask is None else mask.shape[2])
     assert fits_cudnn(*rows[:2], masked=mask is not None)
-    exact = graded(by_xla, mask, *(x.astype(jnp.float32) for x in rows))
-    for one, true in zip(graded(attention, mask, *rows), exact, strict=True):
+    exact = graded(by_xla, *(x.astype(jnp.float32) for x in rows), mask)
+    for one, true in zip(graded(attention, *rows, mask), exact, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(jnp.float32), true, atol=2**-6 * float(jnp.max(jnp.abs(true))))

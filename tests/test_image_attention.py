@@ -11,6 +11,7 @@ from idefics_jax.attention import attention
 from idefics_jax.image_attention import attend_to_images, fits_images
 from idefics_jax.masks import image_mask
 from idefics_jax.sharding import constrain, on_mesh
+from tests.attending import graded
 
 TOKENS = 256
 
@@ -28,16 +29,6 @@ def inputs(images=3, patches=64, heads=4, dtype="float32"):
     places = np.arange(TOKENS)[:, None]
     attends = (places % 4 > np.arange(images)) & (np.arange(images) < [[[images]], [[images - 1]]])
     return query, key, value, image_mask(jnp.array(attends), patches)
-
-
-def graded(attend, query, key, value, mask):
-    """The result for tokens that see something, and the gradients of a function of it."""
-
-    def seeing(*inputs):
-        return jnp.where(jnp.any(mask, axis=-1)[:, :, None, None], attend(*inputs, mask), 0)
-
-    y, backward = jax.vjp(seeing, query, key, value)
-    return y, *backward(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
 
 
 def by_kernel(*inputs):
