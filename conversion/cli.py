@@ -129,13 +129,13 @@ def main(arguments: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; JAX is imported only now, so that `--help` is instant."""
     if options.command == "convert":
-        from conversion.convert import convert
+        from .convert import convert
 
         return convert(options)
     if options.command == "inspect":
-        from conversion.summary import show
+        from .summary import show
 
         return show(options)
-    from conversion.verify import verify
+    from .verify import verify
 
     return verify(options)

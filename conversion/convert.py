@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from conversion import processes
-from conversion.manifest import CHECKSUM, MANIFEST, count_nonfinite, describe, write_manifest
-from conversion.source import Checkpoint, Kind, cast, contiguous, open_checkpoint
-from conversion.targets import OrbaxTarget, SafetensorsTarget, Target, Unit
-from conversion.work import Work
 from idefics_jax.orbax_files import one_line
 from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
 from idefics_jax.tensor_files import nbytes
+
+from . import processes
+from .manifest import CHECKSUM, MANIFEST, count_nonfinite, describe, write_manifest
+from .source import Checkpoint, Kind, cast, contiguous, open_checkpoint
+from .targets import OrbaxTarget, SafetensorsTarget, Target, Unit
+from .work import Work
 
 WORKERS = 6  # threads, each with a unit in hand: some wait for the disk while others compute
 HELD_BYTES = 1600 * 10**6  # of all units in hand together, or twice the largest if that is more

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conversion.source import Checkpoint
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+
+from .source import Checkpoint
 
 NEW_TOKENS = 16
 AGREE = 1e-3  # largest difference of logits, relative to the largest logit, that rounding in float32 explains

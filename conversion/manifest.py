@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from conversion.source import Kind
 from idefics_jax.paths import AnyPath
+
+from .source import Kind
 
 MANIFEST = "manifest.json"
 CHECKSUM = "xxh3_128"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conversion.targets import Unit
+from .targets import Unit
 
 
 class Processes(NamedTuple):

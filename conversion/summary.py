@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from rich.filesize import decimal
 
-from conversion.source import open_checkpoint
+from .source import open_checkpoint
 
 COMPONENTS = {  # where our path begins -> component
     "model/vision/": "vision",

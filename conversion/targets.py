@@ -7,10 +7,11 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from conversion.source import Checkpoint, Kind
 from idefics_jax.orbax_files import CHUNK_BYTES, PARAMS, ArrayWriter, merge
 from idefics_jax.paths import AnyPath
 from idefics_jax.tensor_files import batches, nbytes, read_header, shard_files, write_index, write_tensors
+
+from .source import Checkpoint, Kind
 
 UNIT_BYTES = 2**26  # of weights that are written to Orbax and recorded together, if there is more than one
 DATABASES = 4  # that each process writes into: one stores a write at a time

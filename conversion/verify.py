@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from conversion.convert import WORKERS, read
-from conversion.manifest import MANIFEST, count_nonfinite, describe, describe_file, read_manifest
-from conversion.source import Checkpoint, cast, contiguous, open_checkpoint
 from idefics_jax.progress import bytes_progress
+
+from .convert import WORKERS, read
+from .manifest import MANIFEST, count_nonfinite, describe, describe_file, read_manifest
+from .source import Checkpoint, cast, contiguous, open_checkpoint
 
 SHOWN = 20  # findings that are printed
 
@@ -46,7 +47,7 @@ def verify(options: argparse.Namespace) -> int:
     else:
         print(f"{one.directory} and {against} are bit-identical ({size}).")
     if options.logits:
-        from conversion.logits import compare
+        from .logits import compare
 
         return max(int(bool(found)), compare(one, other, options.logits, options.prompt))
     return int(bool(found))

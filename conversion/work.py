@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conversion.manifest import MANIFEST
 from idefics_jax.paths import AnyPath
+
+from .manifest import MANIFEST
 
 RECORDS = ".progress"  # a file for the job, and one for each finished unit
 JOB = "job.json"

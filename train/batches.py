@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.sharding import on_mesh, shards, spec
-from train.config import TrainConfig
-from train.data.packing import STATE_SIZE, Row
-from train.data.pipeline import training_rows
-from train.step import Batch
+
+from .config import TrainConfig
+from .data.packing import STATE_SIZE, Row
+from .data.pipeline import training_rows
+from .step import Batch
 
 
 class Layout(NamedTuple):

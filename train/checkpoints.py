@@ -22,9 +22,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from idefics_jax.paths import AnyPath
-from train.config import CheckpointConfig
-from train.orbax_s3 import teach_s3
-from train.step import TrainState
+
+from .config import CheckpointConfig
+from .orbax_s3 import teach_s3
+from .step import TrainState
 
 METRIC = "eval_loss"
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import tyro
 
 from idefics_jax.cli import guarded
-from train.config import TrainConfig
+
+from .config import TrainConfig
 
 EXAMPLES = """
 examples:
@@ -40,8 +41,8 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     known, _ = early.parse_known_args(arguments)
     default = TrainConfig(out=tyro.MISSING, **{name: getattr(known, name) for name in names})
     if "--help" not in arguments and "-h" not in arguments and (known.recipe or known.pod):
-        from train.recipes import with_defaults
-        from train.starting import model_config
+        from .recipes import with_defaults
+        from .starting import model_config
 
         default = with_defaults(default, model_config(default))
     return tyro.cli(
@@ -60,10 +61,10 @@ def main(arguments: Sequence[str]) -> int:
     def run() -> int:
         config = parse(arguments)
         if config.plan is not None:
-            from train.planning import plan
+            from .planning import plan
 
             return plan(config)
-        from train.run import run
+        from .run import run
 
         return run(config)
 

@@ -12,12 +12,13 @@ from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.images import load_image, to_rgb
 from idefics_jax.loss import IGNORED
 from idefics_jax.prompts import IMAGE_TOKEN, Text
-from train.batches import Layout
-from train.config import TrainConfig
-from train.data.examples import Question
-from train.data.packing import Row
-from train.data.pipeline import evaluation_rows, questions
-from train.metrics import Prediction
+
+from .batches import Layout
+from .config import TrainConfig
+from .data.examples import Question
+from .data.packing import Row
+from .data.pipeline import evaluation_rows, questions
+from .metrics import Prediction
 
 ANSWERED_TOGETHER = 8
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.cost.flops import flops_by_part
-from train.config import TrainConfig
-from train.trainable import trains
+
+from .config import TrainConfig
+from .trainable import trains
 
 
 def run_flops(config: TrainConfig, model: IdeficsConfig, paths: tuple[str, ...]) -> float:

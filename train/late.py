@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from idefics_jax import IdeficsConfig
-from train.batches import Step
-from train.config import TrainConfig
-from train.flops import peak_flops, run_flops
-from train.metrics import Metrics
-from train.optimizer import schedule
+
+from .batches import Step
+from .config import TrainConfig
+from .flops import peak_flops, run_flops
+from .metrics import Metrics
+from .optimizer import schedule
 
 
 class Late:

@@ -20,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from train import jsonl
-from train.tensorboard import TensorBoard
+from . import jsonl
+from .tensorboard import TensorBoard
 
 METRICS, PREDICTIONS = "metrics.jsonl", "predictions.jsonl"
 THUMBNAIL = 160  # pixels of the longer side

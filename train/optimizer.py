@@ -6,7 +6,7 @@ from typing import Any
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from train.config import OptimizerConfig
+from .config import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

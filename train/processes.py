@@ -10,7 +10,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from idefics_jax.cli import devices
-from train.config import ProcessConfig
+
+from .config import ProcessConfig
 
 PREEMPTED = 75  # the exit status of a run that was told to stop and will go on: EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from idefics_jax.config import IdeficsConfig
-from train.config import LoraConfig, MeshConfig, OptimizerConfig, RematName, TrainConfig
+
+from .config import LoraConfig, MeshConfig, OptimizerConfig, RematName, TrainConfig
 
 RECIPES = ("idefics-base", "idefics-instruct", "lora", "frozen-backbones")
 

@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train import jsonl
-from train.charts import Curve, Points, chart, number, smoothed
-from train.config import TrainConfig
-from train.metrics import METRICS, PREDICTIONS
-from train.place import Place
-from train.report_samples import samples
+from . import jsonl
+from .charts import Curve, Points, chart, number, smoothed
+from .config import TrainConfig
+from .metrics import METRICS, PREDICTIONS
+from .place import Place
+from .report_samples import samples
 
 REPORT = "report.html"
 SKIPPED = "skipped*.log"  # of each process

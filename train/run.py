@@ -14,24 +14,25 @@ from idefics_jax.compiler import training_options
 from idefics_jax.lora import merge_adapters
 from idefics_jax.paths import as_path
 from idefics_jax.sharding import on_mesh
-from train.batches import Step, make_layout, streams_after, training_batches
-from train.checkpoints import Checkpoints, Saved
-from train.config import TrainConfig
-from train.data.records import check_paths
-from train.data.report import BadRecords, PackingReport
-from train.evaluate import answers, eval_loss
-from train.kept import load as load_program
-from train.late import Late, peak_share
-from train.metrics import Metrics
-from train.optimizer import make_optimizer
-from train.place import Place
-from train.planning.compiling import lower
-from train.processes import StopRequest, join, leave, stop_requests
-from train.profile import Profile
-from train.report import FILES, REPORT, write_report
-from train.starting import load, mesh_of, model_config
-from train.step import Objective, init_state, make_eval_step, make_train_step
-from train.watch import DONE, Watch
+
+from .batches import Step, make_layout, streams_after, training_batches
+from .checkpoints import Checkpoints, Saved
+from .config import TrainConfig
+from .data.records import check_paths
+from .data.report import BadRecords, PackingReport
+from .evaluate import answers, eval_loss
+from .kept import load as load_program
+from .late import Late, peak_share
+from .metrics import Metrics
+from .optimizer import make_optimizer
+from .place import Place
+from .planning.compiling import lower
+from .processes import StopRequest, join, leave, stop_requests
+from .profile import Profile
+from .report import FILES, REPORT, write_report
+from .starting import load, mesh_of, model_config
+from .step import Objective, init_state, make_eval_step, make_train_step
+from .watch import DONE, Watch
 
 
 def run(config: TrainConfig) -> int:

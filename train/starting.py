@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, make_mesh
 from idefics_jax.lora import add_adapters
 from idefics_jax.sharding import shapes_on
-from train.config import TrainConfig
-from train.trainable import Template, split, trains
+
+from .config import TrainConfig
+from .trainable import Template, split, trains
 
 
 def mesh_of(config: TrainConfig, devices: Sequence[Any] | None = None) -> Mesh | None:

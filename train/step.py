@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from idefics_jax import IdeficsImageProcessor
 from idefics_jax.layers import with_dropout_keys
 from idefics_jax.loss import IGNORED
-from train.config import TrainConfig
-from train.loss import Sums, chunked_sums, targets
-from train.trainable import Template
+
+from .config import TrainConfig
+from .loss import Sums, chunked_sums, targets
+from .trainable import Template
 
 
 class Batch(NamedTuple):

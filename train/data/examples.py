@@ -7,9 +7,10 @@ from idefics_jax.chat import chat_prompt
 from idefics_jax.paths import AnyPath
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.prompts import Prompt, Text, join
-from train.config import DataConfig
-from train.data.forms import document_of, messages_of, prompt_of
-from train.data.images import ImageSource
+
+from ..config import DataConfig
+from ..data.forms import document_of, messages_of, prompt_of
+from ..data.images import ImageSource
 
 ASSISTANT = "assistant"
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from idefics_jax.images import image_source
 from idefics_jax.paths import AnyPath
 from idefics_jax.prompts import FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN, Prompt, Text
-from train.data.images import ImageSource
+
+from ..data.images import ImageSource
 
 FORMS = 'a record has "messages", "content", "text", "question" and "answer", or fields for --data.template'
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from idefics_jax.processor import IdeficsProcessor, image_mask
-from train.config import DataConfig
-from train.data.examples import Example
+
+from ..config import DataConfig
+from ..data.examples import Example
 
 POOL = 16  # documents that wait for a row, among which one that fits is looked for
 STATE_SIZE = 3 + POOL

@@ -17,13 +17,14 @@ import numpy as np
 from absl import flags
 
 from idefics_jax.processor import IdeficsProcessor
-from train.config import DataConfig
-from train.data.examples import Example, Question, example_of, question_of
-from train.data.images import image_pixels
-from train.data.order import documents
-from train.data.packing import BadRecord, Row, Stream
-from train.data.records import open_sources
-from train.data.sources import Source
+
+from ..config import DataConfig
+from ..data.examples import Example, Question, example_of, question_of
+from ..data.images import image_pixels
+from ..data.order import documents
+from ..data.packing import BadRecord, Row, Stream
+from ..data.records import open_sources
+from ..data.sources import Source
 
 SHARED_BYTES = 2**16  # arrays of this size go from a worker through shared memory, smaller ones through the pipe
 

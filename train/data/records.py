@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from idefics_jax.paths import AnyPath, as_path
-from train.data.sources import ArrayRecords, JsonLines, SavedDataset, Source, TarShard
+
+from ..data.sources import ArrayRecords, JsonLines, SavedDataset, Source, TarShard
 
 METADATA = "metadata.jsonl"
 OPENERS = 16  # threads that open the files of a glob: in an object store that is waiting for the most part

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from train.data.packing import Row
+from ..data.packing import Row
 
 FEW = 100  # records, of which any share may be bad
 

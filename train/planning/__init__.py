@@ -7,7 +7,8 @@ import jax
 
 from idefics_jax.paths import as_path
 from idefics_jax.progress import activity
-from train.config import TrainConfig
+
+from ..config import TrainConfig
 
 
 def plan(config: TrainConfig) -> int:
@@ -20,10 +21,10 @@ def plan(config: TrainConfig) -> int:
         OSError: the files cannot be written.
     """
     jax.config.update("jax_platforms", "cpu")  # whatever is here, only the compiler is needed
-    from train.planning.compiling import make_plan
-    from train.planning.picture import to_svg
-    from train.planning.report import summary, to_dict, to_markdown
-    from train.planning.search import mfu, search
+    from ..planning.compiling import make_plan
+    from ..planning.picture import to_svg
+    from ..planning.report import summary, to_dict, to_markdown
+    from ..planning.search import mfu, search
 
     plans = []
     with activity(f"Compiling for {config.plan}", visible=sys.stderr.isatty()):

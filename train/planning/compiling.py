@@ -11,13 +11,14 @@ from idefics_jax.compiler import options
 from idefics_jax.cost import Cost, Memory, chip
 from idefics_jax.cost.pods import compiled, pod_devices
 from idefics_jax.sharding import on_mesh, shapes_on
-from train.batches import make_layout
-from train.config import TrainConfig
-from train.flops import run_flops
-from train.kept import save
-from train.optimizer import make_optimizer
-from train.starting import abstract, mesh_of, model_config
-from train.step import Batch, Objective, init_state, make_train_step
+
+from ..batches import make_layout
+from ..config import TrainConfig
+from ..flops import run_flops
+from ..kept import save
+from ..optimizer import make_optimizer
+from ..starting import abstract, mesh_of, model_config
+from ..step import Batch, Objective, init_state, make_train_step
 
 
 class Plan(NamedTuple):

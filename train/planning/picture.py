@@ -2,7 +2,7 @@
 
 from html import escape
 
-from train.planning.compiling import Plan
+from ..planning.compiling import Plan
 
 WIDTH, BAR, LINE, MARGIN = 720, 48, 22, 16
 #: Told apart by people who see few colours too (Okabe and Ito 2008), and two greys.

@@ -4,8 +4,9 @@ from typing import Any
 
 from idefics_jax.cost import words
 from idefics_jax.cost.chips import GIB
-from train.config import RematName
-from train.planning.compiling import Plan
+
+from ..config import RematName
+from ..planning.compiling import Plan
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:

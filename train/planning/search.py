@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from idefics_jax.cost.pods import pod_devices
-from train.config import RematName, TrainConfig
-from train.planning.compiling import Plan, make_plan
+
+from ..config import RematName, TrainConfig
+from ..planning.compiling import Plan, make_plan
 
 REMATS: tuple[RematName, ...] = ("full", ("attention",), ("query", "key", "value", "attention"), "dots")
 TENSORS = (1, 2, 4, 8)
