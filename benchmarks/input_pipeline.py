@@ -20,6 +20,7 @@ from PIL import Image
 from skimage import data
 
 from idefics_jax import IdeficsImageProcessor, IdeficsProcessor
+from idefics_jax.images import open_image
 from idefics_jax.tokenizer import IdeficsTokenizer
 from tests.tiny_tokenizer import save_tiny_tokenizer
 from train.config import DataConfig
@@ -71,7 +72,7 @@ def tiny_tokenizer_processor(folder: Path) -> IdeficsProcessor:
 def plain_pillow(files: list[Path]) -> str:
     def decode() -> Iterator[np.ndarray]:
         for file in cycle(files):
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 yield np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
 
     return speeds(decode(), 256, 1)

@@ -15,6 +15,7 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 
 from benchmarks.timing import pair
 from idefics_jax import IdeficsImageProcessor
+from idefics_jax.images import open_image
 
 SIZES = [(640, 480), (1920, 1080)]
 IMAGES = 16
@@ -32,7 +33,7 @@ def main() -> None:
         for size in SIZES:
             file = Path(temporary) / "photo.jpg"
             Image.fromarray(data.astronaut()).resize(size).save(file, quality=90)
-            for label, image in (("JPEG files", str(file)), ("Pillow images", Image.open(file).convert("RGB"))):
+            for label, image in (("JPEG files", str(file)), ("Pillow images", open_image(file).convert("RGB"))):
                 batch = [image] * IMAGES
                 theirs = np.stack(reference.preprocess(batch, return_tensors="np"))
                 np.testing.assert_allclose(ours.preprocess(batch), np.moveaxis(theirs, 1, -1), atol=1e-6)

@@ -8,6 +8,7 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,7 +18,50 @@ from idefics_jax.paths import as_path
 ImageInput = Image.Image | np.ndarray | str | Path
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+|data:image/\S+", re.ASCII)
-FILE_NAME = re.compile(r"[^\n]+\.(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+# Pillow's formats that are read, and the endings of their files. All are decoded in this process: PostScript is left
+# out because Pillow gives it to Ghostscript, IPTC because it can hold PostScript, and WMF, HDF5, GRIB, BUFR and MPEG
+# because Pillow needs another program or library for them.
+FORMATS = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "AVIF": ("avif", "avifs"),
+    "JPEG2000": ("jp2", "j2k", "jpc", "jpf", "jpx", "j2c"),
+    "MPO": ("mpo",),
+    "ICO": ("ico",),
+    "CUR": ("cur",),
+    "ICNS": ("icns",),
+    "DIB": ("dib",),
+    "DDS": ("dds",),
+    "PCX": ("pcx",),
+    "PSD": ("psd",),
+    "QOI": ("qoi",),
+    "SGI": ("sgi", "rgb", "rgba", "bw"),
+    "SUN": ("ras",),
+    "XBM": ("xbm",),
+    "XPM": ("xpm",),
+    "TGA": ("tga", "icb", "vda", "vst"),
+    "HEIF": ("heic", "heics", "heif", "heifs", "hif"),  # with pillow-heif
+    "JXL": ("jxl",),  # with pillow-jxl-plugin
+}
+#: Endings of image files, without the dot and in lower case: of all that `load_image` reads, and of those that it
+#: refuses by name, so that none of them is taken for a text.
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes) | {"eps", "svg", "wmf"}
+CONVERT = "which is not read; convert it to PNG or JPEG"
+OTHERS = {  # how files begin that are often given as images, and what they are
+    rb"%!PS|\xc5\xd0\xd3\xc6": f"PostScript, {CONVERT}",
+    rb"%PDF": f"a PDF, {CONVERT}",
+    rb"(<\?xml.*?)?<svg": f"an SVG drawing, {CONVERT}",
+    rb"....ftyp(hei|hev|mif|msf)": f"HEIC, {CONVERT}",
+    rb"(....JXL |\xff\x0a)": f"JPEG XL, {CONVERT}",
+    rb"<!doctype html|<html": "a web page, not an image",
+    rb"version https://git-lfs": "a git-lfs pointer, not the image; run git lfs pull where it came from",
+}
+FILE_NAME = re.compile(rf"[^\n]+\.({'|'.join(sorted(IMAGE_SUFFIXES))})", re.IGNORECASE)
 MAX_DOWNLOAD = 256 * 2**20  # bytes: an endless answer must not fill the memory
 TIMEOUT = 10.0  # seconds without an answer
 
@@ -51,7 +95,7 @@ def load_image(source: str | Path, timeout: float = TIMEOUT) -> Image.Image:
     name = short_name(source)
     content = read_bytes(source, name, timeout)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {limit:,}")
@@ -64,9 +108,24 @@ def load_image(source: str | Path, timeout: float = TIMEOUT) -> Image.Image:
         )
         raise ValueError(message) from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image that Pillow can read ({len(content):,} bytes).") from error
+        raise ValueError(f"{name} is {_not_read(content)}.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(f"{name} is truncated or damaged ({len(content):,} bytes: {error}); replace it.") from error
+
+
+def open_image(file: Any) -> Image.Image:
+    """`PIL.Image.open` for the formats that are decoded in this process.
+
+    Raises:
+        UnidentifiedImageError: the file is none of them.
+    """
+    for load_plugins in (Image.preinit, Image.init):  # the second takes 0.1 s
+        load_plugins()
+        try:
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError as error:
+            unidentified = error
+    raise unidentified
 
 
 def read_bytes(source: str | Path, name: str, timeout: float) -> bytes:
@@ -110,6 +169,15 @@ def read_bytes(source: str | Path, name: str, timeout: float) -> bytes:
     if len(content) > MAX_DOWNLOAD:
         raise ValueError(f"{name} is larger than {MAX_DOWNLOAD:,} bytes; download and shrink it first.")
     return content
+
+
+def _not_read(content: bytes) -> str:
+    """What a file is that no decoder takes, and the mend."""
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for signature, kind in OTHERS.items():
+        if re.match(signature, start, re.IGNORECASE | re.DOTALL):
+            return kind
+    return f"not an image that Pillow can read ({len(content):,} bytes)"
 
 
 def short_name(source: str | Path) -> str:

@@ -1,6 +1,9 @@
 """Paths that may be on this machine or in a cloud's object store: `gs://bucket/…`, `s3://bucket/…`."""
 
+import io
+import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,6 +13,9 @@ from upath import UPath
 AnyPath: TypeAlias = Path | UPath
 #: What is taken where a path is asked for.
 PathLike: TypeAlias = str | os.PathLike | UPath
+
+MAX_JSON = 64 * 2**20  # bytes of a JSON file; the tokenizers of large vocabularies have 20 MB
+KINDS = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 
 
 def as_path(path: PathLike) -> AnyPath:
@@ -27,6 +33,87 @@ def as_path(path: PathLike) -> AnyPath:
         return UPath(text.rstrip("/"))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{text} cannot be reached: {error}.") from error
+
+
+def open_regular(path: AnyPath) -> io.IOBase:
+    """Open a regular file, or an object in a store, for reading bytes. Symbolic links are followed.
+
+    Nothing else is opened: reading would wait for the writer of a named pipe, and a device may have no end.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read.
+        ValueError: it is a directory, a named pipe, a socket or a device.
+    """
+    try:
+        if isinstance(path, Path):
+            _check_regular(path, path.stat().st_mode)
+            return open(path, "rb", opener=_open_regular)
+        stored: Any = path.open("rb")
+        return stored
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except NotRegularError:
+        raise
+    except Exception as error:  # each kind of server has its own, and names may hold null characters
+        raise OSError(f"{str(path)!r} cannot be read: {error}.") from error
+
+
+def read_regular(path: AnyPath, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; see `open_regular`.
+
+    Raises:
+        FileNotFoundError, OSError: the file cannot be read.
+        ValueError: it is no regular file, or has more bytes.
+    """
+    with open_regular(path) as file:
+        try:
+            content = file.read(limit + 1)  # not by the size that the system says: a file of /proc has 0, another grows
+        except Exception as error:
+            raise OSError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes, the most that is read of such a file.")
+    return content
+
+
+def read_json(path: AnyPath, limit: int = MAX_JSON) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError, OSError: the file cannot be read.
+        ValueError: it is no regular file, is too large, or is not JSON.
+    """
+    content = read_regular(path, limit)
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid JSON: its brackets are nested too deep.") from error
+
+
+class NotRegularError(ValueError):
+    """A path that leads to something else than a regular file."""
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a path that was a regular file a moment ago, and check that it still is."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for its writer
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+    except NotRegularError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotRegularError(f"{path} is a {KINDS.get(stat.S_IFMT(mode), 'device')}, not a file.")
 
 
 def reached(url: UPath) -> UPath:

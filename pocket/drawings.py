@@ -13,6 +13,8 @@ import numpy as np
 import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 
+from idefics_jax.images import open_image
+
 SIZE = 96  # pixels of a rendered drawing's longer side
 
 
@@ -131,7 +133,7 @@ def render(icons: dict[str, Any], name: str, size: int = SIZE) -> np.ndarray:
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{size}" height="{size}" viewBox="{left} {top} {width} {height}">{body}</svg>'
     )
-    return _cut(Image.open(BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))))
+    return _cut(open_image(BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))))
 
 
 def _cut(image: Image.Image) -> np.ndarray:
@@ -187,7 +189,7 @@ def _from_images(archive: Path, files: str, codes: dict[Concept, list[str]]) -> 
             for code in wanted:
                 for name in (files.format(code), files.format(f"{code}-fe0f")):  # the latter: drawn, not a letter
                     if f"package/{name}" in members:
-                        image = Image.open(BytesIO(_read(tar, name))).convert("RGBA")
+                        image = open_image(BytesIO(_read(tar, name))).convert("RGBA")
                         yield concept, _cut(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 

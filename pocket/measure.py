@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.chat import message_parts
+from idefics_jax.images import open_image
 from idefics_jax.prompts import Text
 
 BATCH = 100
@@ -160,7 +161,7 @@ def draw_failures(records: Sequence[Record], path: Path, count: int = 24, side: 
     draw = ImageDraw.Draw(sheet)
     for place, number in enumerate(order):
         left, top = place % columns * (side + 24) + 12, place // columns * (side + 36) + 4
-        with Image.open(wrong[number]["image"]) as image:
+        with open_image(wrong[number]["image"]) as image:
             sheet.paste(image.resize((side, side)), (left, top))
         draw.text((left, top + side + 2), f"{wrong[number]['said'][:18]}\n(is {wrong[number]['answer']})", fill="black")
     sheet.save(path)

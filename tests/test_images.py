@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from idefics_jax.image_processor import IdeficsImageProcessor
-from idefics_jax.images import is_image_source, load_image
+from idefics_jax.images import FORMATS, is_image_source, load_image
 
 PIXELS_SIZE = 8
 PROCESSOR = IdeficsImageProcessor(image_size=PIXELS_SIZE)
@@ -136,6 +136,33 @@ def test_http_urls(server, photo):
     assert message(f"{server}/empty") == f"{server}/empty is not an image that Pillow can read (0 bytes)."
     with pytest.raises(OSError, match=r"/slow could not be read within 0\.2 seconds: timed out\.$"):
         load_image(f"{server}/slow", timeout=0.2)
+
+
+def test_image_suffixes_are_pillows():
+    Image.init()
+    for suffix, name in Image.registered_extensions().items():
+        if name in FORMATS:
+            assert suffix[1:] in FORMATS[name]
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n"
+
+
+@pytest.mark.parametrize("name", ["photo.eps", "photo.jpg", "photo.png"])
+def test_postscript_starts_no_program(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / name).write_bytes(POSTSCRIPT)
+    assert message(str(tmp_path / name)).endswith(
+        f"{name} is PostScript, which is not read; convert it to PNG or JPEG."
+    )
+
+
+def test_all_images_are_opened_by_open_image():
+    root = Path(__file__).parent.parent
+    files = [
+        file for folder in ("idefics_jax", "train", "conversion", "pocket") for file in (root / folder).rglob("*.py")
+    ]
+    assert [file.name for file in files if "Image.open(" in file.read_text(encoding="utf-8")] == ["images.py"]
 
 
 def test_unreachable_url():
