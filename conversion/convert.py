@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,16 @@ def convert(options: argparse.Namespace) -> int:
         print(f"{work.out} is complete already.")
         return 0
     start = time.monotonic()
-    with group.together():
-        if group.index == 0:
-            begin(work, job(source, kinds, options), options)
-    with group.together():
-        write_share(source, target, work, group, kinds, options)
-    with group.together():
-        if group.index == 0:
-            finish(source, target, work, kinds, options)
+    with ExitStack() as held:
+        with group.together():
+            if group.index == 0:
+                held.enter_context(work.locked())
+                begin(work, job(source, kinds, options), options)
+        with group.together():
+            write_share(source, target, work, group, kinds, options)
+        with group.together():
+            if group.index == 0:
+                finish(source, target, work, kinds, options)
     if group.index == 0:
         total, seconds = sum(unit.nbytes for unit in target.units), time.monotonic() - start
         speed = f"{decimal(total)} in {seconds:.1f} s, {decimal(int(total / seconds))} per second"

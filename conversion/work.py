@@ -7,9 +7,11 @@ and config.json, without which nothing loads it, is written last.
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from idefics_jax.lock import locked
 from idefics_jax.paths import AnyPath
 
 from .manifest import MANIFEST
@@ -33,6 +35,11 @@ class Work(NamedTuple):
     def records(self) -> AnyPath:
         """The folder of records."""
         return self.folder / RECORDS
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock of the output; on a disk it is beside the folder, which is renamed or removed meanwhile."""
+        beside = self.out.with_name(f".{self.out.name}.lock") if isinstance(self.out, Path) else None
+        return locked(self.out if beside is None else self.folder, "convert", beside)
 
     def is_complete(self) -> bool:
         """Whether the output is there already."""

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from idefics_jax.evaluation.examples import Data, Example, Id, without_missing_i
 from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.store import Answer, Store
 from idefics_jax.evaluation.tasks import read_data
+from idefics_jax.lock import locked
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import count_progress
@@ -48,16 +50,17 @@ def _run(options: argparse.Namespace, first: bool) -> int:
     if support is not None and not same:
         problems["--support"] = support.problems
         counts["--support"] = len(support.examples) + len(support.problems)
-    store = Store(Path(options.out), settings(options, protocol, given, support)) if first else None
-    if store is not None:
-        store.write_problems([problem for part in problems.values() for problem in part])
-    for name, count in counts.items():
-        if len(problems[name]) > options.max_bad * count:
-            raise ValueError(too_many(options, problems[name], count, name))
-    answers = _answer_all(options, data, support, same, processor, protocol, store)
-    if store is None:
-        return 0
-    return finish(options, protocol, data, answers, store, problems.get("--support", []))
+    with locked(options.out, "eval") if first else nullcontext():
+        store = Store(Path(options.out), settings(options, protocol, given, support)) if first else None
+        if store is not None:
+            store.write_problems([problem for part in problems.values() for problem in part])
+        for name, count in counts.items():
+            if len(problems[name]) > options.max_bad * count:
+                raise ValueError(too_many(options, problems[name], count, name))
+        answers = _answer_all(options, data, support, same, processor, protocol, store)
+        if store is None:
+            return 0
+        return finish(options, protocol, data, answers, store, problems.get("--support", []))
 
 
 def _support_is_data(options: argparse.Namespace) -> bool:

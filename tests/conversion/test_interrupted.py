@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from conversion import convert as convert_module
+from conversion.cli import main
+from conversion.work import Work
 from idefics_jax import IdeficsForVisionText2Text
 from tests.conversion.helpers import assert_same_bits, contents, read_all, run, start
 from tests.random_checkpoint import save_random_checkpoint
@@ -256,3 +259,14 @@ def test_killed_at_random_moments(large, tmp_path, form):
     assert "bit-identical" in run("verify", large, out)
     assert "bit-identical" in run("verify", out)
     assert len(json.loads((out / "manifest.json").read_text())["tensors"]) == len(read_all(large))
+
+
+def test_two_conversions_into_one_output(conversion, published, tmp_path, capsys):
+    out = tmp_path / "out"
+    with Work.at(out).locked():
+        status = main(["convert", str(published), str(out), "--force"])
+    assert status == 1
+    said = rf"^conversion: \S+ is in use by convert, process {os.getpid()} on \S+, since .*\n$"
+    assert re.match(said, capsys.readouterr().err)
+    conversion("convert", published, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the lock is gone"

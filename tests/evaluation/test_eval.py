@@ -17,6 +17,7 @@ from idefics_jax.evaluation import runner
 from idefics_jax.evaluation.features import image_features
 from idefics_jax.evaluation.metrics import exact_match, vqa_accuracy
 from idefics_jax.evaluation.scoring import log_likelihoods
+from idefics_jax.lock import locked
 from tests.cli.helpers import check_sentence, two_processes
 from tests.evaluation.conftest import IMAGES
 
@@ -447,3 +448,12 @@ def test_two_processes_answer_as_one(task, evaluate, base, files, tmp_path):
     assert (first.status, second.status) == (0, 0), first.err + second.err
     assert (first.out, second.out) == (printed, "")
     assert read_json(tmp_path / "both", "predictions-1.json") == read_json(alone, "predictions-1.json")
+
+
+def test_two_evaluations_in_one_folder(files, base, tmp_path, capfd):
+    arguments = ["eval", "jsonl", "--model", str(base), "--data", str(files / "open.jsonl"), "--zero-shot", "none"]
+    with locked(tmp_path / "run", "eval"):
+        status = main([*arguments, "--out", str(tmp_path / "run")])
+    assert status == 1
+    check_sentence(capfd.readouterr().err, f"run is in use by eval, process {os.getpid()}")
+    assert not any((tmp_path / "run").iterdir())
