@@ -9,13 +9,26 @@ SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = (["*.safetensors"], ["pytorch_model*.bin"])  # the second where there are none of the first
 
 
-def checkpoint_directory(path_or_id: PathLike, patterns: list[str] | None = None, *, weights: bool = False) -> AnyPath:
+def checkpoint_directory(
+    path_or_id: PathLike,
+    patterns: list[str] | None = None,
+    *,
+    weights: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> AnyPath:
     """The directory of a checkpoint; a path that is not there is taken for a hub id and downloaded.
 
     Args:
         path_or_id: a directory, a `gs://` or `s3://` URL of one, or an id such as `HuggingFaceM4/idefics-9b-instruct`.
         patterns: the files to download, as shell patterns; default: all but weights.
         weights: download the weights too.
+        revision: branch, tag or commit on the hub.
+        cache_dir: directory for downloads; default: the hub's own, `HF_HOME`.
+        token: the hub's token for private repositories; default: the one of `hf auth login`.
+        local_files_only: take what was downloaded before, and nothing from the network.
 
     Raises:
         FileNotFoundError: there is no such directory, nor a hub repository that can be reached under this name.
@@ -31,7 +44,15 @@ def checkpoint_directory(path_or_id: PathLike, patterns: list[str] | None = None
     from huggingface_hub.errors import HFValidationError
 
     def download(patterns: list[str]) -> Path:
-        return Path(huggingface_hub.snapshot_download(os.fspath(path), allow_patterns=patterns))
+        found = huggingface_hub.snapshot_download(
+            os.fspath(path),
+            allow_patterns=patterns,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        return Path(found)
 
     try:
         directory = download(patterns or SMALL_FILES)

@@ -1,21 +1,26 @@
 """Prompts of texts and images to the model's inputs, and its tokens back to text."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import chain
-from typing import Any, Literal, Self
+from typing import Any, Self, no_type_check
 
 import numpy as np
 from PIL import Image
 
 from idefics_jax.chat import chat_prompt
+from idefics_jax.checks import LOADING, number, refuse, whole
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.image_processor import FILES as IMAGE_PROCESSOR_FILES
 from idefics_jax.image_processor import IdeficsImageProcessor
+from idefics_jax.padding import INSTEAD, Padding, as_tensors, check_tensors
 from idefics_jax.paths import PathLike
 from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN, Prompt, join, parse_prompts
 from idefics_jax.tokenizer import FILES as TOKENIZER_FILES
-from idefics_jax.tokenizer import IdeficsTokenizer, Side
+from idefics_jax.tokenizer import IdeficsTokenizer
+
+MOST_PIXELS = 4096  # height and width that images can be resized to
 
 
 class IdeficsProcessor:
@@ -39,12 +44,18 @@ class IdeficsProcessor:
         self.fake_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids([FAKE_TOKEN, IMAGE_TOKEN])
         self.end_of_utterance = END_OF_UTTERANCE if END_OF_UTTERANCE in tokenizer else ""
 
+    def __repr__(self) -> str:
+        size = self.image_processor.image_size
+        kind = "instruct" if self.end_of_utterance else "base"
+        return f"{type(self).__name__}({kind}, images of {size} x {size} pixels, {self.tokenizer!r})"
+
     @property
     def answer_ends(self) -> list[int]:
         """The tokens that end an answer: the end of a sequence, and that of an utterance where there is one."""
         ends = [self.end_of_utterance] if self.end_of_utterance else []
         return [self.tokenizer.eos_token_id, *self.tokenizer.convert_tokens_to_ids(ends)]
 
+    @no_type_check  # wrong types have their own sentences
     def __call__(
         self,
         text: Any = None,
@@ -52,15 +63,17 @@ class IdeficsProcessor:
         *,
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
-        padding: bool | Literal["longest", "max_length"] = "longest",
-        padding_side: Side | None = None,
+        padding: bool | str = "longest",
+        padding_side: str | None = None,
         pad_to_multiple_of: int | None = None,
-        truncation: bool = False,
-        truncation_side: Side | None = None,
+        truncation: bool | str | None = False,
+        truncation_side: str | None = None,
         max_length: int | None = None,
         image_size: int | None = None,
         image_transform: Callable[[Image.Image], Any] | None = None,
-    ) -> dict[str, np.ndarray]:
+        return_tensors: str | None = None,
+        **unknown: Any,
+    ) -> dict[str, Any]:
         """The inputs of `model.generate(**inputs)` for one prompt or a batch of them.
 
         A prompt (`text`) is a string or a list of strings and images; a batch is a list of such lists. An image is a
@@ -80,14 +93,15 @@ class IdeficsProcessor:
             add_eos_token: end each prompt with `</s>`, for training.
             add_end_of_utterance_token: put `<end_of_utterance>` between two strings in a row (never after the last);
                 default: if the tokenizer has it.
-            padding: "longest" (or True) or "max_length"; False wants prompts of equal length. Padding is `<unk>`, id 0,
-                with attention mask 0.
+            padding: "longest" (or True) or "max_length"; "do_not_pad" (or False) wants prompts of equal length. Padding
+                is `<unk>`, id 0, with attention mask 0.
             padding_side: default: the checkpoint's, "left".
             pad_to_multiple_of: pad to the next multiple, so that few shapes need compiling.
             truncation: cut prompts of more than `max_length` tokens at `truncation_side` (default: the checkpoint's,
                 "right"). An image whose `<image>` is cut off is dropped: its pixels stay zero and no token sees it.
                 (The reference drops the last images, also when it cuts off the first.)
             image_size, image_transform: see `IdeficsImageProcessor.preprocess`.
+            return_tensors: "np", the default, or "jax" for JAX's arrays.
 
         Returns:
             input_ids, attention_mask: `[batch, tokens]`, int32.
@@ -98,8 +112,15 @@ class IdeficsProcessor:
         Raises:
             FileNotFoundError, OSError: an image cannot be read.
             ValueError: an empty batch or prompt, a wrong number of images, one that is damaged or of a wrong shape,
-                lengths that do not fit.
+                lengths that do not fit, an argument that is unknown or out of range.
         """
+        refuse("The processor", unknown, signature(IdeficsProcessor.__call__).parameters, INSTEAD)
+        fill = Padding.of(
+            self.tokenizer, padding, padding_side, pad_to_multiple_of, truncation, truncation_side, max_length
+        )
+        check_tensors(return_tensors)
+        if image_size is not None:
+            image_size = int(number("image_size", image_size, whole(1, MOST_PIXELS)))
         if add_end_of_utterance_token and not self.end_of_utterance:
             raise ValueError(f"The tokenizer has no {END_OF_UTTERANCE} token; it is the instruct checkpoints'.")
         between_texts = "" if add_end_of_utterance_token is False else self.end_of_utterance
@@ -108,38 +129,31 @@ class IdeficsProcessor:
         rows = [self.tokenizer.encode(text + eos) for text, _ in joined]
         row_images = [images for _, images in joined]
         image_count = max(1, *map(len, row_images))
-        if truncation:
-            if max_length is None:
-                raise ValueError("truncation=True needs max_length, the number of tokens to keep.")
-            left = (truncation_side or self.tokenizer.truncation_side) == "left"
-            rows = [row[max(0, len(row) - max_length) :] if left else row[:max_length] for row in rows]
+        if fill.truncation:
+            rows, left = [fill.cut(row) for row in rows], fill.truncation_side == "left"
             kept = [row.count(self.image_token_id) for row in rows]
             row_images = [
                 images[len(images) - count :] if left else images[:count]
                 for images, count in zip(row_images, kept, strict=True)
             ]
-        side = padding_side or self.tokenizer.padding_side
-        input_ids, attention_mask = self._pad(rows, _padded_length(rows, padding, max_length, pad_to_multiple_of), side)
+        length = fill.length(rows)
+        if length is None:
+            length = len(rows[0])
+            if (most := max(map(len, rows))) > (least := min(map(len, rows))):
+                raise ValueError(f"The prompts have {least} to {most} tokens; pad them, padding='longest'.")
+        input_ids = np.array([fill.filled(row, length, self.tokenizer.pad_token_id) for row in rows], np.int32)
+        attention_mask = np.array([fill.filled([1] * len(row), length, 0) for row in rows], np.int32)
         pixels = self.image_processor.preprocess(list(chain(*row_images)), image_size, image_transform)
         pixel_values = np.zeros((len(rows), image_count, *pixels.shape[1:]), np.float32)
         pixel_values[np.arange(image_count) < np.array([[len(images)] for images in row_images])] = pixels
         image_attention_mask = image_mask(input_ids, self.image_token_id, self.tokenizer.eos_token_id, image_count)
-        return {
+        inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "pixel_values": pixel_values,
             "image_attention_mask": image_attention_mask,
         }
-
-    def _pad(self, rows: list[list[int]], length: int, side: Side) -> tuple[np.ndarray, np.ndarray]:
-        """The rows as one array `[batch, length]`, and 1 where it is not padding."""
-        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int32)
-        attention_mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(rows):
-            place = slice(length - len(ids), None) if side == "left" else slice(len(ids))
-            input_ids[row, place] = ids
-            attention_mask[row, place] = 1
-        return input_ids, attention_mask
+        return as_tensors(inputs, return_tensors)
 
     def apply_chat_template(
         self,
@@ -147,7 +161,7 @@ class IdeficsProcessor:
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         **arguments: Any,
-    ) -> Prompt | list[Prompt] | dict[str, np.ndarray]:
+    ) -> Prompt | list[Prompt] | dict[str, Any]:
         """Chat-style messages, or a batch (a list) of such lists, as a prompt: `chat.chat_prompt` shows both forms.
 
         Args:
@@ -164,23 +178,36 @@ class IdeficsProcessor:
             return self(prompts, **arguments)
         return prompts if batched else prompts[0]
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of one sequence of token ids, a list or an array of any library."""
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The text of one sequence of token ids, a list or an array of any library; of `[batch, tokens]`, a list."""
         return self.tokenizer.decode(ids, skip_special_tokens)
 
-    def batch_decode(self, ids: Iterable[Any], skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(self, ids: Any, skip_special_tokens: bool = False) -> list[str]:
         """The texts of several sequences of token ids, such as `[batch, tokens]`."""
-        return [self.decode(row, skip_special_tokens) for row in ids]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: PathLike) -> Self:
+    def from_pretrained(
+        cls,
+        path_or_id: PathLike,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **unknown: Any,
+    ) -> Self:
         """From a checkpoint's directory or hub id, of which only the processor's files are read.
+
+        `revision`, `cache_dir`, `token` and `local_files_only` are the hub's (`hub.checkpoint_directory`).
 
         Raises:
             FileNotFoundError: no such checkpoint, or a file is missing.
             ValueError: a file that is damaged, or names something that is not implemented.
         """
-        directory = checkpoint_directory(path_or_id, [*IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES])
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        refuse("from_pretrained", unknown, hub, LOADING)
+        directory = checkpoint_directory(path_or_id, [*IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES], **hub)
         return cls(IdeficsImageProcessor.from_pretrained(directory), IdeficsTokenizer.from_pretrained(directory))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -205,23 +232,3 @@ def image_mask(ids: np.ndarray, image_token_id: int, eos_token_id: int, image_co
     eos_before = np.pad(last_eos[:, :-1], ((0, 0), (1, 0)), constant_values=-1)  # the token itself not counted
     seen = np.where(eos_before > last_image, -1, np.cumsum(is_image, axis=1) - 1)
     return (seen[..., None] == np.arange(image_count)).astype(np.int32)
-
-
-def _padded_length(
-    rows: list[list[int]], padding: bool | str, max_length: int | None, pad_to_multiple_of: int | None
-) -> int:
-    """The length that all rows are padded to; `IdeficsProcessor.__call__` describes the arguments."""
-    lengths = [len(row) for row in rows]
-    if not padding:
-        if len(set(lengths)) > 1:
-            raise ValueError(f"The prompts have {min(lengths)} to {max(lengths)} tokens; pad them, padding='longest'.")
-        return lengths[0]
-    length = max(lengths)
-    if padding == "max_length":
-        if max_length is None:
-            raise ValueError("padding='max_length' needs max_length, the number of tokens to pad to.")
-        if length > max_length:
-            raise ValueError(f"A prompt has {length} tokens, more than max_length={max_length}; use truncation=True.")
-        length = max_length
-    multiple = pad_to_multiple_of or 1
-    return -(-length // multiple) * multiple

@@ -12,6 +12,7 @@ from idefics_jax.images import ImageInput, image_source, is_image_source
 IMAGE_TOKEN = "<image>"
 FAKE_TOKEN = "<fake_token_around_image>"
 END_OF_UTTERANCE = "<end_of_utterance>"
+MAX_PARTS = 8_192  # texts and images of a prompt: an image alone takes two of at most some thousand tokens
 IMAGE_MARK = re.compile(f"(?:{FAKE_TOKEN})?{IMAGE_TOKEN}(?:{FAKE_TOKEN})?")
 
 
@@ -32,6 +33,9 @@ def parse_prompts(text: Any, images: Any) -> list[Prompt]:
         raise ValueError("There is no text: give a prompt, or images together with their text.")
     if isinstance(text, list | tuple) and not text:
         raise ValueError("The batch is empty; give at least one prompt.")
+    if images is None:
+        _check_counts("text", text, nested=False)
+    _check_counts("images", images, nested=not isinstance(text, str) and len(text) > 1)
     prompts = _listed(text) if images is None else _paired(text, images)
     for number, prompt in enumerate(prompts):
         if all(isinstance(item, Text) and not item for item in prompt):
@@ -54,6 +58,15 @@ def join(prompt: Prompt, bos: str, between_texts: str) -> tuple[str, list[ImageI
             images.append(item)
             after = "image"
     return joined, images
+
+
+def _check_counts(name: str, given: Any, nested: bool) -> None:
+    """Refuses what is too long to be a prompt, before anything of it is read; `nested`: items are prompts."""
+    rows = given if isinstance(given, list | tuple) else ()
+    nested = nested or any(isinstance(row, list | tuple) for row in rows)
+    for row in rows if nested else [rows]:
+        if isinstance(row, list | tuple) and len(row) > MAX_PARTS:
+            raise ValueError(f"{name} holds {len(row):,} items in one prompt; at most {MAX_PARTS:,} are possible.")
 
 
 def _listed(text: Any) -> list[Prompt]:

@@ -2,18 +2,22 @@
 
 import json
 import os
+from collections.abc import Iterable, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self, no_type_check, overload
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from idefics_jax.checks import LOADING, check_text, refuse, shown
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.padding import INSTEAD, Padding, Side, as_tensors, check_tensors
 from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.sentencepiece_model import LLAMA_STEPS, read_sentencepiece
 
 FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
-Side = Literal["left", "right"]
+MAX_CHARACTERS = 1_000_000  # of a text: some thirty times what fills the longest published context
 
 
 class IdeficsTokenizer:
@@ -54,39 +58,171 @@ class IdeficsTokenizer:
         """Whether `token` is one token of the vocabulary or an added one."""
         return self.tokenizer.token_to_id(token) is not None
 
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
-        """The ids of tokens (pieces, not text).
+    def __repr__(self) -> str:
+        special = ", ".join(self.tokenizer.get_added_tokens_decoder()[id].content for id in self.all_special_ids)
+        return f"{type(self).__name__}({len(self):,} tokens; special: {special}; padding: {self.padding_side})"
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the special tokens, ascending."""
+        return sorted(id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
+        """The id of a token, or those of several (pieces, not text).
 
         Raises:
-            ValueError: one that the tokenizer does not have.
+            ValueError: a token that the tokenizer does not have.
         """
-        ids = []
-        for token in tokens:
-            id = self.tokenizer.token_to_id(token)
-            if id is None:
-                raise ValueError(f"The tokenizer has no {token} token; use the checkpoint's own tokenizer.")
-            ids.append(id)
-        return ids
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        id = self.tokenizer.token_to_id(tokens)
+        if id is None:
+            raise ValueError(f"The tokenizer has no {tokens} token; use the checkpoint's own tokenizer.")
+        return id
 
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or a list of those of several (pieces, not text).
+
+        Raises:
+            ValueError: an id that the tokenizer does not have.
+        """
+        if np.ndim(ids) == 0:
+            return self._token(ids)
+        special = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self._token(id) for id in np.asarray(ids).tolist() if id not in special]
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of `text`, as `encode` makes them."""
+        return self.convert_ids_to_tokens(self.encode(text))
+
+    @no_type_check
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; special tokens written in it are recognised, none are added."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of `text`; special tokens written in it are recognised, none are added.
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
-        """The text of one sequence of ids (a list, or an array of any library)."""
-        return self.tokenizer.decode(np.asarray(ids, dtype=np.int64).ravel().tolist(), skip_special_tokens)
+        Raises:
+            ValueError: it is no text, longer than `MAX_CHARACTERS`, or not valid Unicode.
+        """
+        return self._encode(text, add_special_tokens=False)
+
+    @no_type_check  # wrong types have their own sentences
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool | str | None = None,
+        truncation_side: str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        **unknown: Any,
+    ) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` of a text, or of each of several, as in the reference.
+
+        Prompts for the model are made by a processor, which puts `<s>` before them; here it is added only if the
+        checkpoint's `tokenizer.json` says so.
+
+        Args:
+            add_special_tokens: add what `tokenizer.json` adds around a text.
+            padding, padding_side, pad_to_multiple_of: see `idefics_jax.padding.Padding`.
+            truncation, truncation_side, max_length: the same.
+            return_tensors: "np" for arrays `[texts, tokens]`, "jax" for JAX's; default: lists.
+
+        Raises:
+            ValueError: no text, an argument that is unknown or out of range, or arrays of texts of different lengths.
+        """
+        refuse("The tokenizer", unknown, signature(IdeficsTokenizer.__call__).parameters, INSTEAD)
+        if truncation is None:  # as in the reference, a length alone cuts
+            truncation = max_length is not None and padding is False
+        fill = Padding.of(
+            self, padding, padding_side, pad_to_multiple_of, truncation, truncation_side, max_length, noun="texts"
+        )
+        check_tensors(return_tensors)
+        one = isinstance(text, str)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("The batch is empty; give at least one text.")
+        rows = [fill.cut(self._encode(each, add_special_tokens)) for each in texts]
+        length = fill.length(rows)
+        masks = [[1] * len(row) for row in rows]
+        if length is not None:
+            rows = [fill.filled(row, length, self.pad_token_id) for row in rows]
+            masks = [fill.filled(mask, length, 0) for mask in masks]
+        named = {"input_ids": rows, "attention_mask": masks}
+        if return_tensors is None:
+            return {name: values[0] for name, values in named.items()} if one else named
+        if len(set(map(len, rows))) > 1:
+            raise ValueError("The texts have different lengths; arrays need padding=True.")
+        return as_tensors({name: np.array(values, np.int32) for name, values in named.items()}, return_tensors)
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The text of one sequence of ids (an id, a list, or an array of any library); of `[n, tokens]`, `n` texts.
+
+        Raises:
+            ValueError: something else than ids.
+        """
+        if isinstance(ids, str):
+            raise ValueError(f"decode takes ids, not the text {shown(ids)}.")
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # sequences of several lengths
+            return self.batch_decode(ids, skip_special_tokens)
+        if array.ndim > 1:
+            return self.batch_decode(array, skip_special_tokens)
+        if array.size and (not np.issubdtype(array.dtype, np.integer) or not 0 <= array.min() <= array.max() < 2**32):
+            raise ValueError(f"decode takes ids, whole numbers from 0, not {shown(ids)}.")
+        return self.tokenizer.decode(array.ravel().tolist(), skip_special_tokens)
+
+    def batch_decode(self, ids: Any, skip_special_tokens: bool = False) -> list[str]:
+        """The texts of several sequences of ids, such as `[n, tokens]`; one sequence is a batch of one."""
+        rows = list(ids) if np.iterable(ids) and not isinstance(ids, str) else [ids]
+        if rows and np.ndim(rows[0]) == 0:
+            rows = [ids]
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def _encode(self, text: Any, add_special_tokens: bool) -> list[int]:
+        if not isinstance(text, str):
+            raise ValueError(f"The text is {shown(text)}; it must be a string.")
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are possible.")
+        check_text(text, "The text")
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def _token(self, id: Any) -> str:
+        token = self.tokenizer.id_to_token(id) if hasattr(id, "__index__") and 0 <= id < 2**32 else None
+        if token is None:
+            raise ValueError(f"The tokenizer has no id {shown(id)}; its ids are 0 to {len(self) - 1}.")
+        return token
 
     @classmethod
-    def from_pretrained(cls, path_or_id: PathLike) -> Self:
+    def from_pretrained(
+        cls,
+        path_or_id: PathLike,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **unknown: Any,
+    ) -> Self:
         """From a checkpoint's directory or hub id: `tokenizer.json`, or else sentencepiece's `tokenizer.model`.
 
+        `revision`, `cache_dir`, `token` and `local_files_only` are the hub's (`hub.checkpoint_directory`).
         Tokens that only `added_tokens.json`, `tokenizer_config.json` or `special_tokens_map.json` name are added.
 
         Raises:
             FileNotFoundError: neither file is there.
             ValueError: a file that cannot be read, or an added token whose id is not the next one.
         """
-        directory = checkpoint_directory(path_or_id, FILES)
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        refuse("from_pretrained", unknown, hub, LOADING)
+        directory = checkpoint_directory(path_or_id, FILES, **hub)
         config = _read_json(directory / "tokenizer_config.json") | _read_json(directory / "special_tokens_map.json")
         if (directory / "tokenizer.json").is_file():
             content = _as_original(_read_json(directory / "tokenizer.json"))

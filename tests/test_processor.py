@@ -10,6 +10,7 @@ import pytest
 
 from idefics_jax.image_processor import IdeficsImageProcessor
 from idefics_jax.processor import IdeficsProcessor, image_mask
+from idefics_jax.tokenizer import IdeficsTokenizer
 from tests import record
 from tests.reference_processor import IMAGE_SIZE, batches, flat, reference_outputs, reference_processor
 from tests.tiny_processor import BLUE, GREEN, RED, assert_same, tiny_processor
@@ -133,9 +134,13 @@ def test_padded_lengths(processor):
         ({"padding": "max_length", "max_length": 40, "pad_to_multiple_of": 16}, 48),
         ({"truncation": True, "max_length": 9}, 9),
         ({"truncation": True, "max_length": 99}, tokens),
+        ({"truncation": "longest_first", "max_length": np.int64(9)}, 9),
+        ({"truncation": "do_not_truncate", "max_length": 9}, tokens),
+        ({"truncation": None}, tokens),
     ]:
         assert processor([short, long], **arguments)["input_ids"].shape == (2, expected)
-    assert processor(long, padding=False)["input_ids"].shape == (1, tokens)
+    for padding in (False, "do_not_pad"):
+        assert processor(long, padding=padding)["input_ids"].shape == (1, tokens)
 
 
 def test_truncation_keeps_the_images_whose_marks_it_keeps(processor):
@@ -199,7 +204,85 @@ def test_a_directory_without_the_processors_files_is_named(tmp_path):
         IdeficsProcessor.from_pretrained(tmp_path)
 
 
+SETTINGS = [
+    ({"padding": "longst"}, r"padding is 'longst'; it must be True, False, 'longest', 'max_length' or 'do_not_pad'\."),
+    ({"padding": None}, "padding is None; it must be"),
+    ({"padding": 1}, "padding is 1; it must be"),
+    ({"padding_side": "Left"}, r"padding_side is 'Left'; it must be 'left' or 'right'\."),
+    ({"truncation": 3}, r"truncation is 3; it must be True, False, 'longest_first', 'only_first' or 'do_not_truncate'"),
+    ({"truncation": True, "max_length": 4, "truncation_side": 1}, "truncation_side is 1; it must be 'left' or 'right'"),
+    ({"max_length": -3}, r"max_length is -3; it must be a whole number from 1 to 1,048,576\."),
+    ({"max_length": 0}, "max_length is 0; it must be"),
+    ({"max_length": "8"}, "max_length is '8'; it must be"),
+    ({"padding": "max_length", "max_length": 10**30}, "max_length is 1000000000000000000000000000000; it must be"),
+    ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0; it must be"),
+    ({"pad_to_multiple_of": -8}, "pad_to_multiple_of is -8; it must be"),
+    ({"pad_to_multiple_of": 2.5}, "pad_to_multiple_of is 2.5; it must be"),
+    ({"image_size": 0}, r"image_size is 0; it must be a whole number from 1 to 4,096\."),
+    ({"image_size": 10**6}, "image_size is 1000000; it must be"),
+    ({"image_size": True}, "image_size is True; it must be"),
+    ({"image_size": "big"}, "image_size is 'big'; it must be"),
+    ({"return_tensors": "pt"}, r'return_tensors="pt" is not made here, and the model takes NumPy arrays; leave it out'),
+    ({"return_tensors": "tf"}, "tf.constant"),
+    ({"paddding": True}, r"The processor does not take paddding; did you mean padding\?"),
+    ({"transform": abs}, "The processor does not take transform: pass image_transform="),
+    ({"device": "cuda"}, "The processor does not take device: arrays go to the model's devices"),
+    ({"zzz": 1}, "The processor does not take zzz; leave it out"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), SETTINGS, ids=[str(arguments) for arguments, _ in SETTINGS])
+def test_settings_that_are_none(processor, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        processor(["a", RED], **arguments)
+
+
+def test_requests_that_are_too_long_are_refused_by_counting(processor):
+    for prompt, arguments in (
+        ([RED] * 10**6, {}),
+        ("<image>" * 10**6, {"images": [RED] * 10**6}),
+        ([["a"], [RED] * 10_000], {}),
+        (["a", "b"], {"images": [[RED], [RED] * 10_000]}),
+    ):
+        with pytest.raises(ValueError, match=r"holds 1\d*,000(,000)? items in one prompt; at most 8,192 are possible"):
+            processor(prompt, **arguments)
+    with pytest.raises(ValueError, match=r"The text has 20,000,003 characters; at most 1,000,000 are possible"):
+        processor("a" * 20_000_000)
+    with pytest.raises(ValueError, match="The text is not valid Unicode: character 4 is half of a surrogate pair"):
+        processor("\udcff")
+
+
+def test_jax_arrays(processor):
+    import jax
+
+    ours, arrays = processor(["a", RED], return_tensors="np"), processor(["a", RED], return_tensors="jax")
+    assert all(isinstance(array, jax.Array) for array in arrays.values())
+    assert_same({name: np.asarray(array) for name, array in arrays.items()}, ours)
+
+
+def test_it_says_what_it_is(processor):
+    assert repr(processor).startswith("IdeficsProcessor(instruct, images of 2 x 2 pixels, IdeficsTokenizer(515 tokens;")
+
+
 # Files, decoding, workers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"device_map": "auto"}, r'from_pretrained does not take device_map: pass mesh="tensor=2" or another mesh'),
+        ({"trust_remote_code": True}, "does not take trust_remote_code: no code of a checkpoint is ever run"),
+        ({"use_fast": True}, "does not take use_fast: there is one tokenizer"),
+        ({"revison": "main"}, r"does not take revison; did you mean revision\?"),
+    ],
+)
+def test_arguments_of_from_pretrained(arguments, sentence, processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for kind in (IdeficsProcessor, IdeficsTokenizer):
+        with pytest.raises(ValueError, match=sentence):
+            kind.from_pretrained(tmp_path, **arguments)
+    hub = {"revision": "main", "cache_dir": tmp_path, "token": None, "local_files_only": True}
+    assert len(IdeficsProcessor.from_pretrained(tmp_path, **hub, trust_remote_code=False).tokenizer) == 515
 
 
 def test_save_and_load(processor, tmp_path):
@@ -232,6 +315,7 @@ def test_decoding(processor):
     assert processor.batch_decode(ids, skip_special_tokens=True) == ["User: é 猫 😀\nAssistant:"]
     assert processor.decode(ids[0]) == processor.batch_decode(ids)[0] == processor.batch_decode(ids.tolist())[0]
     assert processor.decode(ids[0]).count("<image>") == 1
+    assert processor.decode(ids) == processor.batch_decode(ids[0]) == processor.batch_decode(ids)  # as transformers 5
 
 
 WORKER = """

@@ -208,8 +208,99 @@ def test_a_vocabulary_without_llamas_tokens_is_refused(tmp_path):
 
 def test_decode_takes_lists_and_arrays(tiny):
     ids = tiny.encode("<s>What is in this image? 猫</s>")
-    assert tiny.decode(ids) == tiny.decode(np.array(ids)) == tiny.decode(np.array([ids], np.int32))
+    assert tiny.decode(ids) == tiny.decode(np.array(ids))
+    assert tiny.decode(np.array([ids], np.int32)) == [tiny.decode(ids)]  # as transformers 5
     assert tiny.decode(ids, skip_special_tokens=True) == "What is in this image? 猫"
+
+
+# Functions that take one or many, and the arguments of transformers' tokenizers
+
+
+END, END_ID = "<end_of_utterance>", VOCAB_SIZE + 2
+ONE_OR_MANY = {
+    "a token": lambda t: t.convert_tokens_to_ids(END),
+    "tokens": lambda t: t.convert_tokens_to_ids([END, "<s>"]),
+    "an id": lambda t: t.convert_ids_to_tokens(END_ID),
+    "ids": lambda t: t.convert_ids_to_tokens([300, 2, 301], skip_special_tokens=True),
+    "tokenized": lambda t: t.tokenize("What is <image>"),
+    "text of an id": lambda t: t.decode(300),
+    "text of ids": lambda t: t.decode([300, 301]),
+    "text of none": lambda t: t.decode([]),
+    "texts of rows": lambda t: t.decode([[300, 301], [302]]),
+    "a batch": lambda t: t.batch_decode([[300, 301], [302]]),
+    "a batch of one": lambda t: t.batch_decode([300, 301]),
+}
+CALLS = [
+    ("What is this?", {}),
+    (["What is", "this?"], {}),
+    (["What is this", "x"], {"padding": True}),
+    (["What is this", "x"], {"padding": "longest", "padding_side": "right", "pad_to_multiple_of": 8}),
+    (["What is this", "x"], {"padding": "max_length", "max_length": 6, "truncation": True}),
+    (["What is this", "x"], {"padding": "do_not_pad", "truncation": "do_not_truncate"}),
+    (["What is this", "x"], {"max_length": 2}),
+    ("What is this", {"max_length": 2, "truncation": "longest_first", "add_special_tokens": False}),
+    (["What is this", "x"], {"padding": True, "return_tensors": "np"}),
+]
+
+
+def test_a_string_is_one_token(tiny):
+    assert tiny.convert_tokens_to_ids(END) == END_ID
+    assert tiny.convert_tokens_to_ids([END]) == [END_ID]
+    assert tiny.convert_ids_to_tokens(np.int64(END_ID)) == END
+    assert tiny.all_special_ids == [0, 1, 2, *range(VOCAB_SIZE, VOCAB_SIZE + 3)]
+    assert repr(tiny).startswith("IdeficsTokenizer(515 tokens; special: <unk>, <s>, </s>, ")
+
+
+@pytest.mark.torch
+def test_one_or_many_as_in_transformers(tiny, tmp_path):
+    pytest.importorskip("torch")
+    from transformers import AutoTokenizer
+
+    tiny.save_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for name, call in ONE_OR_MANY.items():
+        assert call(tiny) == call(theirs), name
+    for text, arguments in CALLS:
+        ours, expected = tiny(text, **arguments), theirs(text, **arguments)
+        assert ours.keys() == {"input_ids", "attention_mask"}
+        for name, values in ours.items():
+            np.testing.assert_equal(values, expected[name], err_msg=f"{text} {arguments} {name}")
+
+
+def test_texts_as_arrays(tiny):
+    import jax
+
+    arrays = tiny(["What is this", "x"], padding=True, return_tensors="np")
+    assert arrays["input_ids"].tolist() == [tiny.encode("What is this"), [0, *tiny.encode("x")]]
+    assert arrays["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+    on_device = tiny("What is this", return_tensors="jax")["input_ids"]
+    assert isinstance(on_device, jax.Array)
+    assert on_device.tolist() == arrays["input_ids"][:1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda t: t.convert_tokens_to_ids("zzz"), "The tokenizer has no zzz token; use the checkpoint's own"),
+        (lambda t: t.convert_ids_to_tokens(99999), r"The tokenizer has no id 99999; its ids are 0 to 514\."),
+        (lambda t: t.convert_ids_to_tokens(-1), "The tokenizer has no id -1"),
+        (lambda t: t.decode("abc"), "decode takes ids, not the text 'abc'"),
+        (lambda t: t.decode([1.5]), r"decode takes ids, whole numbers from 0, not \[1.5\]"),
+        (lambda t: t.decode([-1]), r"decode takes ids, whole numbers from 0, not \[-1\]"),
+        (lambda t: t.encode(5), "The text is 5; it must be a string"),
+        (lambda t: t.encode("ab\ud83d"), r"The text is not valid Unicode: character 3 is half of a surrogate pair"),
+        (lambda t: t.encode("a" * 20_000_000), "The text has 20,000,000 characters; at most 1,000,000 are possible"),
+        (lambda t: t([]), "The batch is empty; give at least one text"),
+        (lambda t: t("a", return_tensors="pt"), r'return_tensors="pt" is not made here, .* torch\.from_numpy\(array\)'),
+        (lambda t: t("a", return_tensors="xx"), r"return_tensors is 'xx'; it must be \"np\" \(the default\) or"),
+        (lambda t: t(["a", "b c d"], return_tensors="np"), "The texts have different lengths; arrays need padding"),
+        (lambda t: t("a", pading=True), "The tokenizer does not take pading; did you mean padding?"),
+        (lambda t: t("a", text_pair="b"), "The tokenizer does not take text_pair: join the texts"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_text_nor_token(tiny, call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call(tiny)
 
 
 @pytest.mark.parametrize("skip", [True, False])
