@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from idefics_jax.orbax_files import one_line
+from idefics_jax.commit import check_place, reason
 from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
 from idefics_jax.tensor_files import nbytes
@@ -55,6 +55,7 @@ def convert(options: argparse.Namespace) -> int:
     if options.resume and not options.force and work.is_complete():
         print(f"{work.out} is complete already.")
         return 0
+    check_place(work.folder)
     start = time.monotonic()
     with ExitStack() as held:
         with group.together():
@@ -82,7 +83,7 @@ def begin(work: Work, job: dict[str, Any], options: argparse.Namespace) -> None:
     except (FileExistsError, ValueError):
         raise
     except Exception as error:  # a disk's, or an object store's
-        raise OSError(f"{work.folder} could not be made: {one_line(error)}.") from error
+        raise OSError(f"{work.folder} could not be made: {reason(error)}.") from error
 
 
 def write_share(
@@ -127,7 +128,7 @@ def write_share(
             raise
         except Exception as error:  # a disk's, an object store's or TensorStore's
             raise OSError(
-                f"{work.folder} could not be written: {one_line(error)}. What is finished is kept there: once that is "
+                f"{work.folder} could not be written: {reason(error)}. What is finished is kept there: once that is "
                 "mended, repeat the command with --resume."
             ) from error
 
@@ -148,7 +149,7 @@ def read(source: Checkpoint, name: str) -> np.ndarray:
     try:
         return source.tensors[name].read()
     except Exception as error:  # a disk's, an object store's or TensorStore's
-        raise SourceError(f"{name} in {source.tensors[name].file} cannot be read: {one_line(error)}.") from error
+        raise SourceError(f"{name} in {source.tensors[name].file} cannot be read: {reason(error)}.") from error
 
 
 def run_all(units: list[Unit], task: Callable[[Unit], Any]) -> list[Any]:
@@ -207,7 +208,7 @@ def finish(source: Checkpoint, target: Target, work: Work, kinds: dict[str, Kind
         write_manifest(work.folder, str(source.directory), options.to, kinds, entries, files)
         work.publish(config_json(source, options.dtype))
     except Exception as error:  # a disk's, an object store's or TensorStore's
-        raise OSError(f"{work.out} could not be finished: {one_line(error)}; repeat with --resume.") from error
+        raise OSError(f"{work.out} could not be finished: {reason(error)}; repeat with --resume.") from error
 
 
 def carry(source: AnyPath, out: AnyPath) -> list[str]:

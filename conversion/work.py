@@ -1,21 +1,25 @@
 """The folder in which an output grows, and the records in it that let a stopped run go on.
 
-On a disk it is OUT.partial, which is renamed to OUT at the end. An object store cannot rename: there it is OUT itself,
-and config.json, without which nothing loads it, is written last.
+On a disk it is OUT.partial, which is renamed to OUT at the end, or whose files are committed to OUT where that exists.
+An object store cannot rename: there it is OUT itself, and config.json, without which nothing loads it, is written last.
 """
 
 import json
 import os
-import shutil
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from idefics_jax.checkpoint import older_checkpoint
+from idefics_jax.commit import LAST, publish, recover, remove
 from idefics_jax.lock import locked
 from idefics_jax.paths import AnyPath
 
 from .manifest import MANIFEST
 
+OLDER = ("*.json", "*.jinja", "*.model", "pytorch_model*.bin")
+INSIDE = ".partial"  # the folder in an output that is a mount, or that nothing can be put beside
 RECORDS = ".progress"  # a file for the job, and one for each finished unit
 JOB = "job.json"
 
@@ -28,8 +32,23 @@ class Work(NamedTuple):
 
     @classmethod
     def at(cls, out: AnyPath) -> "Work":
-        """The work on an output."""
-        return cls(out, out.with_name(f"{out.name}.partial") if isinstance(out, Path) else out)
+        """The work on an output.
+
+        Raises:
+            ValueError: the output is the root of the file system.
+            OSError: a save in it was stopped, and cannot be completed.
+        """
+        if not isinstance(out, Path):
+            return cls(out, out)
+        if out.name in ("", ".."):  # such as "."
+            out = out.resolve()
+        if not out.name:
+            raise ValueError(f"{out} cannot be the output; name a directory to make.")
+        if out.is_dir():
+            recover(out)
+            if os.path.ismount(out) or not os.access(out.parent, os.W_OK):  # nothing beside it can be renamed into it
+                return cls(out, out / INSIDE)
+        return cls(out, out.with_name(f"{out.name}.partial"))
 
     @property
     def records(self) -> AnyPath:
@@ -38,7 +57,7 @@ class Work(NamedTuple):
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of the output; on a disk it is beside the folder, which is renamed or removed meanwhile."""
-        beside = self.out.with_name(f".{self.out.name}.lock") if isinstance(self.out, Path) else None
+        beside = self.folder.with_name(f".{self.out.name}.lock") if isinstance(self.out, Path) else None
         return locked(self.out if beside is None else self.folder, "convert", beside)
 
     def is_complete(self) -> bool:
@@ -52,7 +71,7 @@ class Work(NamedTuple):
             FileExistsError: there is something in the way, which `force` would remove.
             ValueError: the stopped run was another job, or `force` would remove what is not a checkpoint.
         """
-        if isinstance(self.out, Path) and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if isinstance(self.out, Path) and self.out.exists() and not self._is_empty():
             if not force:
                 raise FileExistsError(f"{self.out} exists already; choose another name, or --force to replace it.")
             if not (self.out / "config.json").is_file():
@@ -78,6 +97,10 @@ class Work(NamedTuple):
         if not self._job():
             (self.records / JOB).write_text(json.dumps(job))
 
+    def _is_empty(self) -> bool:
+        """Return True if nothing but hidden files, which stay, is in the directory of the output."""
+        return self.out.is_dir() and all(path.name.startswith(".") for path in Path(self.out).iterdir())
+
     def _job(self) -> dict[str, Any]:
         """The job as it was recorded, before anything else; empty if the run was stopped even before that."""
         try:
@@ -97,35 +120,17 @@ class Work(NamedTuple):
             return None
 
     def publish(self, config: bytes) -> None:
-        """Writes config.json and gives the output its name; on a disk, once all of it is stored safely."""
-        (self.folder / "config.json").write_bytes(config)
-        if not isinstance(self.folder, Path) or not isinstance(self.out, Path):
+        """Write config.json and give the output its name; on a disk, once all of it is stored safely."""
+        (self.folder / LAST).write_bytes(config)
+        if isinstance(self.folder, Path) and isinstance(self.out, Path):
+            publish(self.folder, self.out, older_files)
+            remove(self.out / RECORDS)
+        else:
             remove(self.records)
-            return
-        for path in [*self.folder.rglob("*"), self.folder]:
-            synchronise(path)
-        replaced = self.out.with_name(f"{self.out.name}.replaced")
-        if self.out.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            self.out.rename(replaced)
-        self.folder.rename(self.out)
-        synchronise(self.out.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(self.out / RECORDS)
 
 
-def remove(folder: AnyPath) -> None:
-    """Removes a folder and what is in it."""
-    if isinstance(folder, Path):
-        shutil.rmtree(folder)
-    else:
-        folder.fs.rm(folder.path, recursive=True)
-
-
-def synchronise(path: Path) -> None:
-    """Waits until a file or folder is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def older_files(directory: AnyPath) -> Iterator[str]:
+    """Name the files of an older checkpoint that a conversion makes obsolete: a tokenizer's are of no use elsewhere."""
+    yield from older_checkpoint(directory)
+    for pattern in OLDER:
+        yield from (file.name for file in directory.glob(pattern))

@@ -2,11 +2,10 @@
 
 import json
 import logging
-import tempfile
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -18,15 +17,19 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array
 
 from idefics_jax import hf
+from idefics_jax.commit import LAST, committed
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
-from idefics_jax.paths import AnyPath, PathLike, as_path
+from idefics_jax.orbax_files import PARAMS, is_orbax
+from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.progress import bytes_progress
 from idefics_jax.sharding import on_mesh, shapes_on
 from idefics_jax.stored import Stored, matched, stored_tensors
-from idefics_jax.tensor_files import batches, copy, shard_files, write_index, write_tensors
+from idefics_jax.tensor_files import INDEX, batches, copy, shard_files, write_index, write_tensors
 
 READERS = 4  # threads that load weights, each one tensor at a time
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+MANIFEST = "manifest.json"  # checksums that `conversion` writes beside the weights
 
 logger = logging.getLogger(__name__)
 
@@ -125,23 +128,47 @@ class Pretrained(nnx.Module):
         """Writes `config.json` and safetensors, sharded where need be, that `transformers` loads too.
 
         Args:
-            directory: made if need be; its files appear, or replace older ones, once all are written. At a URL older
-                ones are removed first, and `config.json`, without which nothing loads them, is written last.
+            directory: is made where it is missing. The files replace those of an older checkpoint together, whatever
+                moment the process is killed at; other files stay. At a URL older files are removed first, and
+                `config.json`, without which nothing loads them, is written last.
             max_shard_size: bytes per file.
 
         Raises:
             OSError: the disk is full, or the directory cannot be written; an older checkpoint in it is as it was.
             ValueError: the URL's kind is unknown.
         """
-        directory = as_path(directory)
         if jax.process_index() > 0:  # of several processes one writes, and all give their parts
             for _, weight, at in _tensors(self, self.config):
                 _whole(weight, at)
             return
-        if isinstance(directory, Path):
-            _replace(self, self.config, directory, max_shard_size)
-        else:
-            _write_there(self, self.config, directory, max_shard_size)
+        with committed(directory, older_checkpoint) as folder:
+            _write(self, self.config, folder, max_shard_size)
+
+
+def save_checkpoint(directory: PathLike, model: Pretrained, processor: Any) -> None:
+    """Write a model and its processor, which appear together, as `Pretrained.save_pretrained` describes.
+
+    Raises:
+        OSError, ValueError: as `Pretrained.save_pretrained`.
+    """
+    if jax.process_index() > 0:
+        model.save_pretrained(directory)
+        return
+    with committed(directory, older_checkpoint) as folder:
+        processor.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+
+def older_checkpoint(directory: AnyPath) -> Iterator[str]:
+    """Name the files of a checkpoint that a newer one in its directory makes obsolete."""
+    yield LAST
+    for file in directory.glob("model*.safetensors*"):
+        if file.name == INDEX or SHARD.fullmatch(file.name):
+            yield file.name
+    if is_orbax(directory):
+        yield PARAMS
+    if (manifest := directory / MANIFEST).is_file() and b'"written_by": "idefics-jax' in manifest.read_bytes():
+        yield MANIFEST
 
 
 def compute_dtype(checkpoint: str, asked: Any) -> str:
@@ -188,32 +215,8 @@ def _load(weight: hf.Weight, tensors: Stored, advance) -> Array:
     return array
 
 
-def _replace(model: Any, config: IdeficsConfig, directory: Path, max_shard_size: int) -> None:
-    """Writes a model's files beside older ones, which they replace once all are written."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
-        try:
-            written = _write(model, config, Path(temporary), max_shard_size)
-        except OSError as error:
-            raise OSError(f"{directory} could not be written: {error}; nothing in it was changed.") from error
-        for old in directory.glob("model*.safetensors*"):
-            old.unlink()
-        for file in written:
-            (Path(temporary) / file).replace(directory / file)
-
-
-def _write_there(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size: int) -> None:
-    """Writes a model's files to an object store, a tensor at a time."""
-    try:
-        for old in [directory / "config.json", *directory.glob("model*.safetensors*")]:
-            old.unlink(missing_ok=True)
-        _write(model, config, directory, max_shard_size)
-    except Exception as error:  # each kind of server has its own
-        raise OSError(f"{directory} could not be written: {error}.") from error
-
-
-def _write(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size: int) -> list[str]:
-    """Writes a model's files and returns their names."""
+def _write(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size: int) -> None:
+    """Write a model's files, `config.json` last."""
     shards = _plan(model, config, max_shard_size)
     files = {}
     for file, shard in zip(shard_files(len(shards)), shards, strict=True):
@@ -221,10 +224,9 @@ def _write(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size
         tensors = (weight.to_theirs(_whole(weight, at)) for _, weight, at in shard)
         write_tensors(directory / file, kinds, tensors)
         files[file] = kinds
-    written = [*files, *write_index(directory, files), "config.json"]
+    write_index(directory, files)
     architecture = {"architectures": [type(model).__name__], "dtype": str(jax.tree.leaves(model)[0].dtype)}
-    (directory / "config.json").write_text(json.dumps(config.to_dict() | architecture, indent=2) + "\n")
-    return written
+    (directory / LAST).write_text(json.dumps(config.to_dict() | architecture, indent=2) + "\n")
 
 
 def _whole(weight: hf.Weight, at: tuple[int, ...]) -> np.ndarray:

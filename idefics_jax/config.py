@@ -6,10 +6,10 @@ that this library does not implement is refused when the dataclass is made, by n
 
 import json
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 from idefics_jax import config_json
+from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.paths import PathLike
 
@@ -190,11 +190,15 @@ class IdeficsConfig:
         """The fields of a Hugging Face `config.json` that transformers 4.32 to 5.x read."""
         return config_json.write(self)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `config.json` into `directory`, which is made where missing."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (Path(directory) / "config.json").write_text(text + "\n", encoding="utf-8")
+    def save_pretrained(self, directory: PathLike) -> None:
+        """Write `config.json` into `directory`, which is made where it is missing.
+
+        Raises:
+            OSError: the directory cannot be written; what was in it is unchanged.
+        """
+        with committed(directory) as folder:
+            text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 _80B = {

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from idefics_jax.commit import recover
 from idefics_jax.paths import AnyPath, PathLike, as_path, reached
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -32,13 +33,14 @@ def checkpoint_directory(
 
     Raises:
         FileNotFoundError: there is no such directory, nor a hub repository that can be reached under this name.
-        OSError: the URL's server does not answer, or refuses.
+        OSError: the URL's server does not answer, or refuses; or a save that was stopped cannot be completed.
         ValueError: the URL cannot be understood.
     """
     path = as_path(path_or_id)
     if not isinstance(path, Path):
         return reached(path)
     if path.is_dir():
+        recover(path)
         return path
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.images import ImageInput, array_to_bytes, array_to_rgb, load_image, short_name, to_rgb
 from idefics_jax.paths import PathLike
@@ -184,11 +185,15 @@ class IdeficsImageProcessor:
                     return cls.from_dict(values["image_processor"])
         raise FileNotFoundError(f"{directory} has no {FILES[0]}, which says how images are preprocessed.")
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write `preprocessor_config.json` into `directory`, which is made if need be."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        (Path(directory) / FILES[0]).write_text(text, encoding="utf-8")
+    def save_pretrained(self, directory: PathLike) -> None:
+        """Write `preprocessor_config.json` into `directory`, which is made where it is missing.
+
+        Raises:
+            OSError: the directory cannot be written; what was in it is unchanged.
+        """
+        with committed(directory) as folder:
+            text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+            (folder / FILES[0]).write_text(text, encoding="utf-8")
 
 
 def _to_pillow(image: Image.Image | str | Path, name: str) -> Image.Image:

@@ -1,6 +1,5 @@
 """Prompts of texts and images to the model's inputs, and its tokens back to text."""
 
-import os
 from collections.abc import Callable, Sequence
 from inspect import signature
 from itertools import chain
@@ -11,6 +10,7 @@ from PIL import Image
 
 from idefics_jax.chat import chat_prompt
 from idefics_jax.checks import LOADING, number, refuse, whole
+from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.image_processor import FILES as IMAGE_PROCESSOR_FILES
 from idefics_jax.image_processor import IdeficsImageProcessor
@@ -210,10 +210,15 @@ class IdeficsProcessor:
         directory = checkpoint_directory(path_or_id, [*IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES], **hub)
         return cls(IdeficsImageProcessor.from_pretrained(directory), IdeficsTokenizer.from_pretrained(directory))
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write the files that `from_pretrained` and transformers' `IdeficsProcessor` read."""
-        self.image_processor.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+    def save_pretrained(self, directory: PathLike) -> None:
+        """Write the files that `from_pretrained` and transformers' `IdeficsProcessor` read, all of them or none.
+
+        Raises:
+            OSError: the directory cannot be written; what was in it is unchanged.
+        """
+        with committed(directory) as folder:
+            self.image_processor.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
 
 def image_mask(ids: np.ndarray, image_token_id: int, eos_token_id: int, image_count: int) -> np.ndarray:

@@ -173,20 +173,15 @@ def shard_files(count: int) -> list[str]:
     return [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
 
 
-def write_index(directory: AnyPath, files: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]]) -> list[str]:
-    """Writes the index of several files, given each one's tensors as `write_tensors` takes them; of one, nothing.
-
-    Returns:
-        The names of the files written.
-    """
+def write_index(directory: AnyPath, files: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]]) -> None:
+    """Write the index of several files, given each one's tensors as `write_tensors` takes them; of one, nothing."""
     if len(files) == 1:
-        return []
+        return
     kinds = [kind for tensors in files.values() for kind in tensors.values()]
     total = sum(nbytes(dtype, shape) for dtype, shape in kinds)
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return [INDEX]
 
 
 def batches(items: list[Any], sizes: list[int], limit: int) -> list[list[Any]]:

@@ -1,16 +1,15 @@
 """LLaMA's tokenizer with IDEFICS' special tokens, from the files of a checkpoint, tokenising as in the original."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any, Self, no_type_check, overload
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from idefics_jax.checks import LOADING, check_text, refuse, shown
+from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.padding import INSTEAD, Padding, Side, as_tensors, check_tensors
 from idefics_jax.paths import AnyPath, PathLike
@@ -237,8 +236,12 @@ class IdeficsTokenizer:
         _add_tokens(tokenizer, _named_ids(directory, config), directory)
         return cls(tokenizer, config)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`."""
+    def save_pretrained(self, directory: PathLike) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
+
+        Raises:
+            OSError: the directory cannot be written; what was in it is unchanged.
+        """
         added = {token.content: id for id, token in sorted(self.tokenizer.get_added_tokens_decoder().items())}
         named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         named |= {"unk_token": self.unk_token, "pad_token": self.pad_token}
@@ -254,10 +257,10 @@ class IdeficsTokenizer:
             "special_tokens_map.json": special,
             "added_tokens.json": {token: added[token] for token in others},
         }
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-            (Path(directory) / name).write_text(text, encoding="utf-8")
+        with committed(directory) as folder:
+            for name, content in files.items():
+                text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+                (folder / name).write_text(text, encoding="utf-8")
 
 
 class TextStreamer:

@@ -1,18 +1,16 @@
 """A run from its configuration to the finished model: set up, the loop, evaluation, checkpoints, report."""
 
 import json
-import tempfile
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.checkpoint import save_checkpoint
 from idefics_jax.cli.loading import keep_compiled_programs
 from idefics_jax.compiler import training_options
 from idefics_jax.lora import merge_adapters
-from idefics_jax.paths import as_path
 from idefics_jax.sharding import on_mesh
 
 from .batches import Step, make_layout, streams_after, training_batches
@@ -194,16 +192,10 @@ class Trainer:
 
     def _export(self, directory: str) -> None:
         """Writes the finished model as Hugging Face files, in the dtype of computation."""
-        if self.first:  # before the model, without which nothing loads them
-            with tempfile.TemporaryDirectory() as folder:
-                self.processor.save_pretrained(folder)
-                as_path(directory).mkdir(parents=True, exist_ok=True)
-                for file in Path(folder).iterdir():
-                    (as_path(directory) / file.name).write_bytes(file.read_bytes())
         model = self.model()
         if self.config.trainable == "lora":
             model = merge_adapters(model)
         with on_mesh(self.mesh):
             dtype = jnp.dtype(self.config.dtype)
             model = jax.jit(lambda model: jax.tree.map(lambda x: x.astype(dtype), model))(model)
-        model.save_pretrained(directory)
+        save_checkpoint(directory, model, self.processor)
