@@ -1,5 +1,6 @@
 """Prompts of texts and images to the model's inputs, and its tokens back to text."""
 
+import os
 from collections.abc import Callable, Sequence
 from inspect import signature
 from itertools import chain

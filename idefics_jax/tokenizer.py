@@ -1,6 +1,7 @@
 """LLaMA's tokenizer with IDEFICS' special tokens, from the files of a checkpoint, tokenising as in the original."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import Any, Self, no_type_check, overload
