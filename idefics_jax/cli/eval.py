@@ -12,10 +12,12 @@ from idefics_jax.cli.devices import joined
 from idefics_jax.cli.eval_choices import check_shots, make_protocol, settings
 from idefics_jax.cli.eval_outcome import finish, too_many
 from idefics_jax.cli.loading import load_model
+from idefics_jax.data.records import say_unread
 from idefics_jax.evaluation.examples import Data, Example, Id, without_missing_images
 from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.store import Answer, Store
 from idefics_jax.evaluation.tasks import read_data
+from idefics_jax.evaluation.templates import names_in
 from idefics_jax.lock import locked
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
@@ -45,6 +47,10 @@ def _run(options: argparse.Namespace, first: bool) -> int:
     processor = IdeficsProcessor.from_pretrained(options.model)
     protocol = make_protocol(options, data, support, processor)
     check_shots(options, protocol, support, same)
+    if first:
+        columns = {name: None for example in given.examples for name in example.fields}
+        named = names_in(protocol.template.prefix + protocol.template.example)
+        say_unread(options.data[0], [name for name in columns if name not in named])
     problems = {"--data": data.problems}
     counts = {"--data": len(data.examples) + len(data.problems)}
     if support is not None and not same:

@@ -12,6 +12,7 @@ from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model
+from idefics_jax.data.text import parse_json, read_json
 from idefics_jax.images import image_source
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
@@ -80,11 +81,13 @@ def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dic
         text = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
         return processor(text, images=options.image)
     name = "Standard input" if options.messages == "-" else options.messages
-    try:
-        content = sys.stdin.read() if options.messages == "-" else Path(options.messages).read_text(encoding="utf-8")
-        messages = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}.") from error
+    if options.messages != "-":
+        messages = read_json(Path(options.messages))
+    else:
+        try:
+            messages = parse_json(sys.stdin.buffer.read())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}.") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f'{name} must be a list of messages, such as [{{"role": "user", "content": "Hello."}}].')
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)

@@ -9,18 +9,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from idefics_jax.images import image_source
+from idefics_jax.images import IMAGE_SUFFIXES, image_source
 from idefics_jax.paths import AnyPath
 
 IMAGES = ("images", "file_names", "image", "file_name")
 ANSWERS = ("answer", "answers")
-IMAGE_SUFFIXES = frozenset(
-    re.findall(
-        r"\w+",
-        "jpg jpeg jpe jfif png apng webp gif bmp tif tiff ppm pgm pbm pnm pfm avif avifs jp2 j2k jpc jpf jpx j2c mpo ico "
-        "cur icns dib dds pcx psd qoi sgi rgb rgba bw ras xbm xpm tga icb vda vst heic heics heif heifs hif jxl eps svg",
-    )
-)
 LITERALS = {True: "true", False: "false", None: "null"}
 
 ImageSource: TypeAlias = str | Path  # what load_image reads

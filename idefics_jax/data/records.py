@@ -120,8 +120,16 @@ def check_data(specs: Sequence[str], template: str | None) -> None:
         check_columns([source], template)
 
 
-def open_source(path: AnyPath) -> Source:
+def is_records(path: AnyPath) -> bool:
+    """Return True for a path that only a reader of records opens."""
+    return path.suffix.lower() in SUFFIXES or path.is_dir()
+
+
+def open_source(path: AnyPath, otherwise: type[Source] | None = None) -> Source:
     """The records of one file or directory.
+
+    Args:
+        otherwise: the kind of a file whose name does not say it.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -134,11 +142,12 @@ def open_source(path: AnyPath) -> Source:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return SavedDataset(path)
         raise ValueError(f"The folder {path} has no {METADATA[0]}; give {KINDS}.")
-    if path.suffix.lower() not in SUFFIXES:
+    kind = SUFFIXES.get(path.suffix.lower(), otherwise)
+    if kind is None:
         raise ValueError(f"{path} is of no kind that is known; give {KINDS}.")
     if not path.exists():
         raise _nothing(str(path))
-    return SUFFIXES[path.suffix.lower()](path)
+    return kind(path)
 
 
 def check_columns(sources: Sequence[Source], template: str | None) -> None:

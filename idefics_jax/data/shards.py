@@ -4,10 +4,11 @@ import tarfile
 from posixpath import basename, dirname, join, normpath
 from typing import Any, NamedTuple
 
-from idefics_jax.data.fields import IMAGE_SUFFIXES, IMAGES, has
+from idefics_jax.data.fields import IMAGES, has
 from idefics_jax.data.sources import Source, data_url, read_range
-from idefics_jax.data.text import decode, json_object, open_file
-from idefics_jax.paths import AnyPath
+from idefics_jax.data.text import decode, json_object
+from idefics_jax.images import IMAGE_SUFFIXES
+from idefics_jax.paths import AnyPath, open_regular
 
 IGNORED = ("._", ".DS_Store")  # beginnings of the names of files that macOS adds
 
@@ -30,7 +31,7 @@ class TarShard(Source):
     def __init__(self, path: AnyPath):
         super().__init__(path)
         try:
-            with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 members = [member for member in tar if not member.isdir()]
         except tarfile.TarError as error:
             raise ValueError(f"{path} is not an uncompressed tar archive, or is damaged: {error}.") from error

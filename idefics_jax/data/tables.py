@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from idefics_jax.data.sources import Source, data_url
-from idefics_jax.data.text import open_file
-from idefics_jax.paths import AnyPath
+from idefics_jax.paths import AnyPath, open_regular
 
 MAX_GROUP = 4 * 2**30  # bytes of a row group, which is read as a whole
 ROOM = 2**30  # bytes of row groups that are kept for the next records
@@ -23,7 +22,7 @@ class ParquetTable(Source):
         super().__init__(path)
         parquet = _parquet(path)
         try:
-            with open_file(path) as file:
+            with open_regular(path) as file:
                 found = parquet.ParquetFile(file)
                 groups = [found.metadata.row_group(group) for group in range(found.metadata.num_row_groups)]
                 schema = found.schema_arrow

@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from idefics_jax.paths import AnyPath
+from idefics_jax.paths import AnyPath, open_regular, read_regular
 
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 MAX_LINE = 256 * 2**20  # bytes of a line, so that a file without lines does not fill the memory
@@ -27,18 +26,6 @@ class Number(float):
         return self.text
 
     __repr__ = __str__
-
-
-def open_file(path: AnyPath) -> BinaryIO:
-    """Open a file to read its bytes.
-
-    Raises:
-        ValueError: a FIFO, device or directory.
-        OSError: the file cannot be read.
-    """
-    if isinstance(path, Path) and path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file; give a file of records.")
-    return path.open("rb")  # pyright: ignore[reportReturnType]
 
 
 def decode(content: bytes) -> str:
@@ -89,10 +76,7 @@ def read_json(path: AnyPath) -> Any:
         OSError: the file cannot be read.
         ValueError: it is not JSON.
     """
-    with open_file(path) as file:
-        content = file.read(MAX_FILE + 1)
-    if len(content) > MAX_FILE:
-        raise ValueError(f"{path} has more than {MAX_FILE:,} bytes; write it as JSONL.")
+    content = read_regular(path, MAX_FILE)
     try:
         return parse_json(content)
     except ValueError as error:
@@ -106,7 +90,7 @@ def read_lines(path: AnyPath) -> Iterator[tuple[int, int, bytes]]:
         OSError: the file cannot be read.
         ValueError: it is UTF-16 or UTF-32, or has no lines.
     """
-    with open_file(path) as file:
+    with open_regular(path) as file:
         number = start = 0
         while line := file.readline(MAX_LINE + 1):
             number += 1

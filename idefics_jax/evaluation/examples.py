@@ -1,9 +1,12 @@
 """What every task's files are read into: examples, and what is wrong with those that are left out."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+
+from idefics_jax.images import image_source
 
 Id: TypeAlias = int | str
 
@@ -62,10 +65,6 @@ class Data(NamedTuple):
     answer_name: str
 
 
-class Malformed(ValueError):
-    """A record that is not what it should be."""
-
-
 def gather(found: Iterable[Example | Problem], id_name: str, answer_name: str, limit: int | None) -> Data:
     """Parts examples from problems, up to the `limit` of examples; an id that was there before is a problem."""
     examples: list[Example] = []
@@ -89,15 +88,16 @@ def parsed(records: Iterable[Any], read: Callable[[Any], Example | Problem], whe
     for number, record in enumerate(records):
         try:
             yield read(record)
-        except Malformed as error:
-            yield Problem("malformed record", None, f"Record {number} of {where} {error}.")
+        except ValueError as error:
+            yield Problem("malformed record", None, f"Record {number} of {where}: {error}.")
 
 
 def without_missing_images(data: Data) -> Data:
     """The data whose images are there, the others as problems; URLs are only read when they are needed."""
     kept, missing = [], []
     for example in data.examples:
-        absent = [image for image in example.images if "://" not in image and not Path(image).is_file()]
+        sources = [image_source(image) for image in example.images]
+        absent = [image for image in sources if isinstance(image, Path) and not os.path.isfile(image)]
         if absent:
             missing.append(Problem("missing image", example.id, f"The image {absent[0]} of {example.id} is not there."))
         else:
