@@ -85,7 +85,7 @@ def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dic
         messages = read_json(Path(options.messages))
     else:
         try:
-            messages = parse_json(sys.stdin.buffer.read())
+            messages = parse_json(sys.stdin.read())
         except ValueError as error:
             raise ValueError(f"{name}: {error}.") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):

@@ -48,7 +48,7 @@ def parse_json(content: bytes | str) -> Any:
     Raises:
         ValueError: it is no JSON, has a name twice in an object, or is nested too deep.
     """
-    text = decode(content) if isinstance(content, bytes) else content
+    text = decode(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
     try:
         return json.loads(text, parse_float=Number, object_pairs_hook=_object)
     except RecursionError as error:

@@ -149,7 +149,7 @@ def test_settings_that_do_not_fit(generate, arguments, message):
 def test_messages_have_their_own_images(generate, images):
     err = generate(prompt=("--messages", "nowhere.json"), status=1)
     check_sentence(err, "name the images of --messages in the messages")
-    check_sentence(generate(prompt=("--messages", "nowhere.json"), images=[], status=1), "nowhere.json cannot be read")
+    check_sentence(generate(prompt=("--messages", "nowhere.json"), images=[], status=1), "nowhere.json does not exist")
 
 
 @pytest.mark.parametrize(

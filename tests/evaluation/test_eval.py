@@ -409,7 +409,7 @@ def test_a_bad_support_set_is_told_apart(evaluate, files, tmp_path):
         (("--prompt", "poem"), "There is no prompt 'poem'; there are vqa, vizwiz, captions"),
         (("--prompt-form", "instruct"), "has no token that ends an utterance"),
         (("--example", "<image>{question}"), "must name {answer} once"),
-        (("--data", "missing.json", "x"), "missing.json cannot be read: No such file"),
+        (("--data", "missing.json", "x"), "missing.json does not exist"),
         (("--data", "a", "b", "c", "no support"), "vqa reads the questions and their annotations, and 3 were given"),
         (("--model", "nowhere/at/all"), "nowhere/at/all is not a directory"),
     ],
