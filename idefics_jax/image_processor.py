@@ -5,17 +5,27 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 from PIL import Image
 
 from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
-from idefics_jax.images import ImageInput, array_to_bytes, array_to_rgb, load_image, short_name, to_rgb
+from idefics_jax.images import (
+    Fetch,
+    HighDepth,
+    ImageInput,
+    array_to_bytes,
+    array_to_rgb,
+    load_image,
+    short_name,
+    to_rgb,
+)
 from idefics_jax.paths import PathLike
+from idefics_jax.remote import fetch
 
 FILES = ["preprocessor_config.json", "processor_config.json"]
 # What transformers also writes: values that must be these for this code to be right, ...
@@ -24,6 +34,7 @@ FIXED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "imag
 LABELS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "return_tensors", "device"}
 LABELS |= {"data_format", "input_data_format", "disable_grouping", "backend", "crop_size", "pad_size"}
 LABELS |= {"_valid_processor_keys"}
+MAX_SIZE = 4096  # pixels of a side: 200 MB for an image
 BYTES = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)  # every byte in each of the channels
 
 
@@ -36,6 +47,11 @@ class IdeficsImageProcessor:
         image_mean, image_std: per channel, of pixels in [0, 1].
         resample: Pillow's number for the filter, 3 is bicubic.
         do_resize, do_rescale, rescale_factor, do_normalize: the steps.
+        high_depth: treatment of 16-bit and float pixels in files and Pillow images: "clip" at 0 and 255, as the
+            reference does, or "scale" to that range (`images.to_eight_bits`). Ours; saved where it is not "clip".
+
+    And one that is not saved:
+        fetch: reads http(s) addresses, by default public ones only (`remote.fetch`); None refuses them.
     """
 
     image_size: int = 224
@@ -46,6 +62,8 @@ class IdeficsImageProcessor:
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
+    high_depth: HighDepth = "clip"
+    fetch: Fetch | None = field(default=fetch, compare=False, repr=False)
 
     def preprocess(
         self,
@@ -70,13 +88,13 @@ class IdeficsImageProcessor:
         """
         if isinstance(images, str) or not isinstance(images, Sequence):
             images = [images]
-        processor = self if image_size is None else replace(self, image_size=image_size)
+        processor = self if image_size is None else replace(self, image_size=_checked_size(image_size))
         table = processor._normalize(BYTES)
 
         def process(numbered: tuple[int, ImageInput]) -> np.ndarray:
             number, image = numbered
             if image_transform is not None:
-                return _transform(image_transform, image, f"Image {number}")
+                return processor._transform(image_transform, image, f"Image {number}")
             return processor._process(image, f"Image {number}", table)
 
         workers = min(len(images), os.cpu_count() or 1)
@@ -110,10 +128,34 @@ class IdeficsImageProcessor:
                     )
             image = Image.fromarray(np.ascontiguousarray(array))
         else:
-            image = _to_pillow(image, name)
+            image = self._to_pillow(image, name)
         if self.do_resize:
             image = image.resize((self.image_size, self.image_size), Image.Resampling(self.resample))
         return _look_up(table, np.asarray(image))
+
+    def _to_pillow(self, image: Image.Image | str | Path, name: str) -> Image.Image:
+        """An RGB Pillow image; `name` is what errors call one that came without a file name."""
+        if isinstance(image, Image.Image):
+            return to_rgb(image, short_name(getattr(image, "filename", "") or name), self.high_depth)
+        return self.load(image)
+
+    def load(self, source: str | Path) -> Image.Image:
+        """Load the RGB image of a file, URL or base64 as `images.load_image` does, by this processor's settings."""
+        # Twice, as in the reference: a key color outlives the first conversion.
+        return to_rgb(load_image(source, self.fetch, self.high_depth), short_name(source))
+
+    def _transform(self, image_transform: Callable[[Image.Image], Any], image: ImageInput, name: str) -> np.ndarray:
+        """What the user's transform makes of an image, as `[height, width, 3]` float32."""
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(np.ascontiguousarray(array_to_bytes(array_to_rgb(image, name), name)[0]))
+        pixels = np.asarray(image_transform(self._to_pillow(image, name)), dtype=np.float32)
+        if pixels.ndim == 3 and pixels.shape[0] == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        if pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise ValueError(
+                f"image_transform gave shape {pixels.shape}; it must give [height, width, 3] or [3, height, width]."
+            )
+        return pixels
 
     def _normalize(self, pixels: np.ndarray) -> np.ndarray:
         """`[..., 3]` of any dtype rescaled and normalised, float32, in the reference's order and precision."""
@@ -131,7 +173,7 @@ class IdeficsImageProcessor:
         Raises:
             ValueError: a value, named, that is not implemented here.
         """
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} - {"fetch"}
         chosen = {name: value for name, value in values.items() if name in known and value is not None}
         for name, value in values.items():
             if value is None or name in known or name in LABELS or name == "size":
@@ -151,8 +193,10 @@ class IdeficsImageProcessor:
                 chosen[name] = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
                 if len(chosen[name]) != 3:
                     raise ValueError(f"The image processor's {name}={value!r} must have 3 values, one per channel.")
-        if not isinstance(chosen.get("image_size", 1), int) or chosen.get("image_size", 1) < 1:
-            raise ValueError(f"The image processor's image_size={chosen['image_size']!r} must be a positive integer.")
+        if "image_size" in chosen:
+            _checked_size(chosen["image_size"])
+        if chosen.get("high_depth", "clip") not in get_args(HighDepth):
+            raise ValueError(f"The image processor's high_depth={chosen['high_depth']!r} is neither clip nor scale.")
         if chosen.get("resample", 3) not in list(Image.Resampling):
             raise ValueError(f"The image processor's resample={chosen['resample']!r} is not one of Pillow's filters.")
         return cls(**chosen)
@@ -162,6 +206,9 @@ class IdeficsImageProcessor:
         size = {"height": self.image_size, "width": self.image_size}
         labels = {"image_processor_type": "IdeficsImageProcessor", "processor_class": "IdeficsProcessor"}
         values = asdict(self) | {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+        del values["fetch"]
+        if self.high_depth == "clip":  # transformers knows no other
+            del values["high_depth"]
         return values | {"size": size, "image_num_channels": 3, "do_convert_rgb": True} | labels
 
     @classmethod
@@ -196,25 +243,15 @@ class IdeficsImageProcessor:
             (folder / FILES[0]).write_text(text, encoding="utf-8")
 
 
-def _to_pillow(image: Image.Image | str | Path, name: str) -> Image.Image:
-    """An RGB Pillow image; `name` is what errors call one that came without a file name."""
-    if isinstance(image, Image.Image):
-        return to_rgb(image, short_name(getattr(image, "filename", "") or name))
-    return to_rgb(load_image(image))  # again, as in the reference: a key colour outlives the first conversion
+def _checked_size(size: Any) -> int:
+    """A size that images can be resized to.
 
-
-def _transform(image_transform: Callable[[Image.Image], Any], image: ImageInput, name: str) -> np.ndarray:
-    """What the user's transform makes of an image, as `[height, width, 3]` float32."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(np.ascontiguousarray(array_to_bytes(array_to_rgb(image, name), name)[0]))
-    pixels = np.asarray(image_transform(_to_pillow(image, name)), dtype=np.float32)
-    if pixels.ndim == 3 and pixels.shape[0] == 3:
-        pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ValueError(
-            f"image_transform gave shape {pixels.shape}; it must give [height, width, 3] or [3, height, width]."
-        )
-    return pixels
+    Raises:
+        ValueError: it is no whole number from 1 to `MAX_SIZE`.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"The image processor's image_size={size!r} must be a whole number from 1 to {MAX_SIZE:,}.")
+    return size
 
 
 def _look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -1,26 +1,43 @@
 """Reading images: from files, URLs and arrays to RGB, as the reference does, with one clear error for each mishap."""
 
 import base64
-import binascii
-import http.client
 import io
+import os
 import re
-import urllib.error
-import urllib.request
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from idefics_jax.paths import as_path
+from idefics_jax.paths import as_path, read_regular
+from idefics_jax.remote import fetch
 
 ImageInput = Image.Image | np.ndarray | str | Path
+#: Treatment of pixels of more than 8 bits: cut off at 0 and 255 as in the reference, or scaled to that range.
+HighDepth = Literal["clip", "scale"]
+#: Reads an http(s) address, which errors call `name`: `remote.fetch`, or it with other limits.
+Fetch = Callable[..., bytes]
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+|data:image/\S+", re.ASCII)
+MAX_BYTES = 256 * 2**20  # of a file
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", re.ASCII)
+DATA_URL = re.compile(r"data:(image/[\w.+-]+[^,]{0,200}|[^,]{0,200};\s*base64\s*),", re.ASCII | re.IGNORECASE)
+BASE64 = re.compile(r"[A-Za-z0-9+/_-]+(\r?\n[A-Za-z0-9+/_-]+)*={0,2}")
+# Images in base64: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC, JPEG 2000.
+BASE64_HEAD = re.compile(
+    r"[/_]9j[/_]|iVBORw0KGgo|R0lGODdh|R0lGODlh|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB|AAAADGpQICA"
+)
+MAX_REMARKS = 1000  # chunks of a PNG beside its pixels: Pillow takes 13 microseconds for each
+MAX_PATH = 4096  # characters
+LONG = 1000  # characters without a space that are no text
 # Pillow's formats that are read, and the endings of their files. All are decoded in this process: PostScript is left
-# out because Pillow gives it to Ghostscript, IPTC because it can hold PostScript, and WMF, HDF5, GRIB, BUFR and MPEG
-# because Pillow needs another program or library for them.
+# out because Pillow gives it to Ghostscript, IPTC because it can hold PostScript, WMF, HDF5, GRIB, BUFR and MPEG
+# because Pillow needs another program or library for them, and XPM because it takes a minute for a large image.
 FORMATS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
     "PNG": ("png", "apng"),
@@ -43,14 +60,22 @@ FORMATS = {
     "SGI": ("sgi", "rgb", "rgba", "bw"),
     "SUN": ("ras",),
     "XBM": ("xbm",),
-    "XPM": ("xpm",),
     "TGA": ("tga", "icb", "vda", "vst"),
     "HEIF": ("heic", "heics", "heif", "heifs", "hif"),  # with pillow-heif
     "JXL": ("jxl",),  # with pillow-jxl-plugin
 }
-#: Endings of image files, without the dot and in lower case: of all that `load_image` reads, and of those that it
+#: Endings of image files, without the dot and in lower case: of all that `load_image` reads, and of some that it
 #: refuses by name, so that none of them is taken for a text.
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes) | {"eps", "svg", "wmf"}
+IMAGE_SUFFIXES = {"eps", "svg", "wmf", "xpm"}.union(*FORMATS.values())
+TURNS = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 CONVERT = "which is not read; convert it to PNG or JPEG"
 OTHERS = {  # how files begin that are often given as images, and what they are
     rb"%!PS|\xc5\xd0\xd3\xc6": f"PostScript, {CONVERT}",
@@ -58,6 +83,7 @@ OTHERS = {  # how files begin that are often given as images, and what they are
     rb"(<\?xml.*?)?<svg": f"an SVG drawing, {CONVERT}",
     rb"....ftyp(hei|hev|mif|msf)": f"HEIC, {CONVERT}",
     rb"(....JXL |\xff\x0a)": f"JPEG XL, {CONVERT}",
+    rb"/\* XPM": f"XPM, {CONVERT}",
     rb"<!doctype html|<html": "a web page, not an image",
     rb"version https://git-lfs": "a git-lfs pointer, not the image; run git lfs pull where it came from",
 }
@@ -67,41 +93,103 @@ TIMEOUT = 10.0  # seconds without an answer
 
 
 def is_image_source(text: str) -> bool:
-    """Whether a prompt's string stands for an image: a URL and nothing else, or the name of an image file.
+    """Return True if a prompt's string stands for an image: a URL, base64 or the name of an image file, nothing else.
 
-    A name that ends like an image's (`.jpg`, `.png`, ...) counts if the file exists, and also, so that a mistyped name
-    does not silently become text, if it has no spaces. Other files are given as `pathlib.Path`.
+    A name that ends like an image's (`IMAGE_SUFFIXES`) counts if the file exists, and also, so that a mistyped name
+    does not silently become text, if it has no spaces. Other files are given as `pathlib.Path`. Base64 without a
+    `data:` header counts if it begins as an image does, or has 1,000 characters, so that no image is read as text.
     """
-    if URL.fullmatch(text):
+    stripped = text.strip()
+    if _is_url(stripped) or _is_base64(stripped):
         return True
-    return FILE_NAME.fullmatch(text) is not None and (len(text.split()) == 1 or Path(text).is_file())
+    return FILE_NAME.fullmatch(stripped) is not None and (len(stripped.split()) == 1 or os.path.isfile(stripped))
 
 
 def image_source(text: str) -> str | Path:
-    """What a string that certainly stands for an image means: a URL stays one, anything else is a path."""
-    return text if URL.fullmatch(text) else Path(text)
+    """The URL or base64, or else the path, that a string means which certainly stands for an image."""
+    if os.path.isfile(text):
+        return Path(text)
+    stripped = text.strip()
+    return stripped if _is_url(stripped) or _is_base64(stripped) else Path(stripped or text)
 
 
-def load_image(source: str | Path, timeout: float = TIMEOUT) -> Image.Image:
-    """The RGB image in a file, behind an http(s), gs:// or s3:// URL or inside a `data:` URL.
+def _decode_whole(content: bytes) -> Image.Image:
+    """A file's first image, upright; of a PNG also where a text or profile in it is damaged or takes too long."""
+    parts, remarks = _png_pixels(content)
+    if remarks > MAX_REMARKS:
+        return _decode(b"".join(parts))
+    try:
+        return _decode(content)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception:
+        if not remarks:
+            raise
+        return _decode(b"".join(parts))
+
+
+def _decode(content: bytes) -> Image.Image:
+    with open_image(io.BytesIO(content)) as image:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {limit:,}")
+        image.load()
+        upright = TURNS.get(_orientation(image))
+        return image if upright is None else image.transpose(upright)
+
+
+def _png_pixels(content: bytes) -> tuple[list[memoryview], int]:
+    """The parts of a PNG that its pixels and its orientation need, and the number of its other chunks."""
+    parts, remarks, at, view = [memoryview(content[:8])], 0, 8, memoryview(content)
+    while content.startswith(b"\x89PNG\r\n") and at + 12 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        chunk, at = view[at : at + 12 + size], at + 12 + size
+        good = kind == b"eXIf" and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if good or kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            parts.append(chunk)
+        else:
+            remarks += 1
+    return parts, remarks
+
+
+def is_remote(source: str | Path) -> bool:
+    """Return True for an http(s) address, which `fetch` reads."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def _is_url(text: str) -> bool:
+    return URL.fullmatch(text) is not None or DATA_URL.match(text) is not None
+
+
+def _is_base64(text: str) -> bool:
+    if BASE64_HEAD.match(text) is None and len(text) < LONG:
+        return False
+    if len(text) < 40 or BASE64.fullmatch(text) is None:
+        return False
+    mixed = all(re.search(letters, text) for letters in ("[a-z]", "[A-Z]", "[0-9]"))
+    return BASE64_HEAD.match(text) is not None or mixed
+
+
+def load_image(source: str | Path, fetch: Fetch | None = fetch, high_depth: HighDepth = "clip") -> Image.Image:
+    """Load the RGB image in a file, behind an http(s), gs:// or s3:// URL, or in base64 with or without `data:`.
 
     As the reference's `load_image`: turned upright by its EXIF orientation and converted to RGB, which drops an alpha
-    channel. (A Pillow image given by the user is not turned, and its transparency is laid on white: `to_rgb`.)
+    channel. (A Pillow image given by the user is not turned, and its transparency is laid on white: `to_rgb`.) Of a
+    file with several images the first is loaded.
+
+    Args:
+        fetch: reads http(s) addresses; None refuses them.
+        high_depth: what becomes of 16-bit and float pixels; see `to_eight_bits`.
 
     Raises:
-        FileNotFoundError, OSError: the file cannot be read, or the URL gives no answer within `timeout` seconds.
+        FileNotFoundError, OSError: the file cannot be read, or the URL gives no answer in time.
         ValueError: what was read is not an image, is damaged, or is too large to be safe.
     """
     name = short_name(source)
-    content = read_bytes(source, name, timeout)
+    content = read_bytes(source, name, fetch)
     try:
-        with open_image(io.BytesIO(content)) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {limit:,}")
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")  # a large image is not copied for nothing
+        image = to_eight_bits(_decode_whole(content), high_depth, _origin(source))
+        return image if image.mode == "RGB" else image.convert("RGB")  # a large image is not copied for nothing
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = (
             f"{name} is too large to be read safely ({error}); make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS."
@@ -109,8 +197,10 @@ def load_image(source: str | Path, timeout: float = TIMEOUT) -> Image.Image:
         raise ValueError(message) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is {_not_read(content)}.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{name} is truncated or damaged ({len(content):,} bytes: {error}); replace it.") from error
+    except HighDepthWarning:  # which the caller has made an error
+        raise
+    except Exception as error:  # each decoder has its own
+        raise ValueError(f"{name} is {_damage(error, f'{len(content):,} bytes: ')}") from error
 
 
 def open_image(file: Any) -> Image.Image:
@@ -128,47 +218,43 @@ def open_image(file: Any) -> Image.Image:
     raise unidentified
 
 
-def read_bytes(source: str | Path, name: str, timeout: float) -> bytes:
-    """The bytes of a file or URL; `name` is what errors call it."""
-    if isinstance(source, Path) or not URL.fullmatch(source):
-        try:
-            return Path(source).read_bytes()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"The image file {name} does not exist.") from error
-        except OSError as error:
-            raise OSError(f"The image file {name} cannot be read: {error.strerror}.") from error
-    if source.startswith("data:"):
-        header, _, data = source.partition(",")
-        try:
-            if not header.endswith(";base64"):
-                raise ValueError("it is not marked ;base64")
-            return base64.b64decode(data, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise ValueError(f"{name} is not a base64 data URL: {error}.") from error
-    if source.startswith(("gs://", "s3://")):
-        try:
-            return as_path(source).read_bytes()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"The image {name} does not exist.") from error
-        except Exception as error:  # each kind of server has its own
-            raise OSError(f"The image {name} cannot be read: {error}.") from error
-    if not source.lower().startswith(("http://", "https://")):
+def read_bytes(source: str | Path, name: str, fetch: Fetch | None = fetch) -> bytes:
+    """Read the bytes of an image's file, URL or base64; errors call it `name`."""
+    text = "" if isinstance(source, Path) else source
+    if text.startswith(("gs://", "s3://")):
+        return read_regular(as_path(text), MAX_BYTES)
+    if is_remote(text):
+        if fetch is None:
+            raise ValueError(
+                f"{name} is not fetched: remote images are off; give the file, or turn on --remote-images."
+            )
+        return fetch(text, name=name)
+    if DATA_URL.match(text):
+        header, _, data = text.partition(",")
+        if not re.search(r";\s*base64\s*$", header, re.IGNORECASE):
+            raise ValueError(f"{name} is not a base64 data URL: it is not marked ;base64.")
+        return _decode_base64(data, f"{name} is not a base64 data URL")
+    if URL.fullmatch(text):
         raise ValueError(
             f"{name} is not read: use an http(s), gs://, s3:// or data: URL, a file, or an opened Pillow image."
         )
+    if text and not os.path.isfile(text) and _is_base64(text):
+        return _decode_base64(text, f"{name} is not base64")
     try:
-        request = urllib.request.Request(source, headers={"User-Agent": "idefics-jax"})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            content = answer.read(MAX_DOWNLOAD + 1)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise OSError(f"{name} answered {error.code} {error.reason} instead of an image.") from error
-    except (OSError, http.client.HTTPException, UnicodeError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise OSError(f"{name} could not be read within {timeout:g} seconds: {reason}.") from error
-    if len(content) > MAX_DOWNLOAD:
-        raise ValueError(f"{name} is larger than {MAX_DOWNLOAD:,} bytes; download and shrink it first.")
-    return content
+        if len(str(source)) > MAX_PATH:
+            raise FileNotFoundError
+        return read_regular(Path(source), MAX_BYTES)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The image file {name} does not exist.") from error
+
+
+def _decode_base64(data: str, problem: str) -> bytes:
+    """Decode base64 in lines or in one, of either alphabet, with or without its padding."""
+    data = re.sub(r"\s", "", unquote(data)).rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError(f"{problem}: {error}.") from error
 
 
 def _not_read(content: bytes) -> str:
@@ -186,22 +272,78 @@ def short_name(source: str | Path) -> str:
     return name if len(name) <= 200 else f"{name[:40]}... ({len(name):,} characters)"
 
 
-def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
+def _origin(source: str | Path) -> str:
+    """Where an image comes from, in warnings that are given once for all images from there."""
+    if isinstance(source, Path) or os.path.isfile(source):
+        return f"Images in {Path(source).parent}"
+    return f"Images at {source.rpartition('/')[0]}" if URL.fullmatch(source) else "Images in the data"
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation of a loaded image; None where it has none that can be read, whose pixels are good still."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow has many
+        return None
+
+
+def _damage(error: Exception, size: str = "") -> str:
+    """What is wrong with an image whose decoding raised an error, to go after "The image is"."""
+    if isinstance(error, MemoryError):
+        return "too large for the memory there is; make it smaller."
+    reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+    return f"truncated or damaged ({size}{reason}); replace it."
+
+
+class HighDepthWarning(UserWarning):
+    """Pixels of more than 8 bits are cut off."""
+
+
+def to_eight_bits(image: Image.Image, high_depth: HighDepth, origin: str) -> Image.Image:
+    """A loaded image's 16-bit, 32-bit or float grey as it will become 8-bit.
+
+    "clip" leaves them to Pillow's `convert`, as the reference does: all above 255 becomes white, and fractions of 1
+    black. A `HighDepthWarning` says so, once for each `origin` by Python's rules for warnings. "scale" divides 16-bit
+    pixels by 257 and multiplies fractions of 1 by 255; of other floats and whole numbers it lays the lowest on 0 and
+    the highest on 255.
+    """
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image
+    pixels = np.nan_to_num(np.asarray(image).astype(np.float64))
+    low, high = float(pixels.min()), float(pixels.max())
+    if high_depth == "scale":
+        whole = image.mode != "F"
+        if low >= 0 and high <= (65535 if whole else 1):
+            low, high = 0.0, 65535.0 if whole else 1.0
+        return Image.fromarray(np.round((pixels - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
+    if low < 0 or high > 255 or 0 < high <= 1:
+        message = (
+            f"{origin}: 16-bit and float pixels become white or black, as in the reference; "
+            'high_depth="scale" (--high-depth scale) scales them to 8 bits.'
+        )
+        warnings.warn(message, HighDepthWarning, stacklevel=2)
+    return image
+
+
+def to_rgb(image: Image.Image, name: str = "The image", high_depth: HighDepth = "clip") -> Image.Image:
     """A Pillow image of any mode as RGB, its transparent parts laid on white; not turned by EXIF: as the reference.
 
-    16-bit grey becomes RGB by Pillow's own `convert`, as in the reference.
-
     Raises:
-        ValueError: the image's file turns out to be damaged now that its pixels are read.
+        ValueError: the image's file turns out to be damaged now that its pixels are read, or would start a program.
     """
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.format in ("EPS", "IPTC"):
+        raise ValueError(f"{name} is {image.format}, {CONVERT}.")
     try:
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         image.load()
+        image = to_eight_bits(image, high_depth, name)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{name} is truncated or damaged ({error}); replace it.") from error
+    except HighDepthWarning:
+        raise
+    except Exception as error:  # each decoder has its own
+        raise ValueError(f"{name} is {_damage(error)}") from error
 
 
 def array_to_rgb(array: np.ndarray, name: str = "The image") -> np.ndarray:

@@ -4,6 +4,7 @@ import http.server
 import io
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from PIL import Image
 
 from idefics_jax.image_processor import IdeficsImageProcessor
 from idefics_jax.images import FORMATS, is_image_source, load_image
+from idefics_jax.remote import fetch
 
 PIXELS_SIZE = 8
-PROCESSOR = IdeficsImageProcessor(image_size=PIXELS_SIZE)
+anywhere = partial(fetch, allowed=lambda address: True)
+PROCESSOR = IdeficsImageProcessor(image_size=PIXELS_SIZE, fetch=anywhere)
 
 
 @pytest.fixture
@@ -35,7 +38,8 @@ def message(image, error: type[Exception] = ValueError) -> str:
 def test_missing_file(tmp_path):
     assert message(tmp_path / "no.png", FileNotFoundError).endswith("no.png does not exist.")
     assert message("no-such.png", FileNotFoundError) == "The image file no-such.png does not exist."
-    assert message(tmp_path, OSError).endswith("cannot be read: Is a directory.")
+    assert message(tmp_path) == f"{tmp_path} is a directory, not a file."
+    assert message("x" * 5000 + ".png", OSError).startswith(f"The image file {'x' * 40}... (5,004 characters) does not")
 
 
 def test_not_an_image(tmp_path):
@@ -119,11 +123,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(photo):
-    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.photo, server.stop = photo.read_bytes(), threading.Event()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://localhost:{server.server_port}"
+    yield f"http://127.0.0.1:{server.server_port}"
     server.stop.set()
     server.shutdown()
     thread.join()
@@ -134,8 +138,12 @@ def test_http_urls(server, photo):
     np.testing.assert_array_equal(PROCESSOR.preprocess(f"{server}/photo"), PROCESSOR.preprocess(photo))
     assert message(f"{server}/missing", OSError) == f"{server}/missing answered 404 Not Found instead of an image."
     assert message(f"{server}/empty") == f"{server}/empty is not an image that Pillow can read (0 bytes)."
-    with pytest.raises(OSError, match=r"/slow could not be read within 0\.2 seconds: timed out\.$"):
-        load_image(f"{server}/slow", timeout=0.2)
+    with pytest.raises(OSError, match=r"/slow was not read within 0\.2 seconds\.$"):
+        load_image(f"{server}/slow", partial(anywhere, seconds=0.2))
+    with pytest.raises(OSError, match=r"127\.0\.0\.1, which is no public address; give the image as a file\.$"):
+        load_image(f"{server}/photo")
+    with pytest.raises(ValueError, match=r"/photo is not fetched: remote images are off; give the file"):
+        load_image(f"{server}/photo", None)
 
 
 def test_image_suffixes_are_pillows():
@@ -166,8 +174,9 @@ def test_all_images_are_opened_by_open_image():
 
 
 def test_unreachable_url():
-    assert "http://localhost:9/a.png could not be read within 10 seconds: " in message(
-        "http://localhost:9/a.png", OSError
+    assert (
+        message("http://127.0.0.1:9/a.png", OSError)
+        == "http://127.0.0.1:9/a.png could not be read: Connection refused."
     )
 
 

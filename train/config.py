@@ -65,10 +65,16 @@ class DataConfig:
     """Learn where images come (as the authors did)."""
     augment: bool = True
     """RandomResizedCrop of 0.9 to 1.0 of the image, bicubic; evaluation never crops."""
+    remote_images: bool = False
+    """Fetch images at http(s) addresses, from public hosts only; otherwise records with such images are bad."""
+    high_depth: Literal["clip", "scale"] | None = None
+    """16-bit and float images: clip (white or black, as in the authors' code) or scale to 8 bits; default: the
+    checkpoint's processor (clip)."""
     workers: int = 0
     """Processes that decode images, on each host; 0: in threads of this one."""
     max_bad: float = 0.01
-    """Stop when more than this share of the records read so far could not be used (and more than 100 were read)."""
+    """Stop when more than this share of the records read so far could not be used, more than 100 were read, and more
+    than one record is bad. 0 allows none."""
 
 
 @dataclass(frozen=True)

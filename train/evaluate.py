@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
-from idefics_jax.images import load_image, to_rgb
+from idefics_jax.images import to_rgb
 from idefics_jax.loss import IGNORED
 from idefics_jax.prompts import IMAGE_TOKEN, Text
 
@@ -80,8 +80,10 @@ def _answer(
     new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
     for question, text in zip(part, processor.batch_decode(new, skip_special_tokens=True), strict=True):
         prompt = "".join(item if isinstance(item, Text) else IMAGE_TOKEN for item in question.prompt)
-        yield Prediction(prompt, text.strip(), question.answer, [_pixels(image) for image in question.images])
+        yield Prediction(
+            prompt, text.strip(), question.answer, [_pixels(image, processor) for image in question.images]
+        )
 
 
-def _pixels(image: Any) -> np.ndarray:
-    return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else load_image(image))
+def _pixels(image: Any, processor: IdeficsProcessor) -> np.ndarray:
+    return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else processor.image_processor.load(image))

@@ -138,6 +138,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         choices=("bfloat16", "float32", "float16"),
         help="of computation (default: the checkpoint's; on a CPU float32, which is faster there)",
     )
+    group.add_argument(
+        "--high-depth",
+        choices=("clip", "scale"),
+        help="16-bit and float images: white or black, as in the authors' code, or scaled to 8 bits "
+        "(default: the checkpoint's, clip)",
+    )
 
 
 def _add_hosts(parser: argparse.ArgumentParser, what_each_does: str) -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,9 @@ from PIL import Image
 from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import Printer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
-from idefics_jax.cli.loading import choosing, load_model, note
+from idefics_jax.cli.loading import choosing, load_model, load_processor, note
 from idefics_jax.generation.context import Context
-from idefics_jax.images import image_source, load_image
-from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.images import image_source, short_name
 from idefics_jax.progress import activity
 from idefics_jax.prompts import Text
 
@@ -29,7 +28,7 @@ class Conversation:
     """
 
     def __init__(self, options: argparse.Namespace):
-        self.processor = IdeficsProcessor.from_pretrained(options.model)
+        self.processor = load_processor(options.model, options.high_depth)
         if not self.processor.end_of_utterance:
             raise ValueError(f"{options.model} was not trained to converse; chat needs an instruct checkpoint.")
         self.model = load_model(options.model, options.dtype, options.mesh)
@@ -43,9 +42,10 @@ class Conversation:
 
     def attach(self, path: str) -> None:
         """Reads an image for the next message."""
-        image = load_image(image_source(str(Path(path).expanduser()) if "://" not in path else path))
+        source = image_source(os.path.expanduser(path))
+        image = self.processor.image_processor.load(source)
         self.images.append(image)
-        note(f"{path}: {image.width} x {image.height} pixels, for the next message.")
+        note(f"{short_name(source)}: {image.width} x {image.height} pixels, for the next message.")
 
     def ask(self, text: str) -> None:
         """Prints the answer to a message. Where that fails, the conversation is as before."""

@@ -10,14 +10,12 @@ import numpy as np
 
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.eval_choices import check_shots, make_protocol, settings
-from idefics_jax.cli.eval_outcome import finish, too_many
-from idefics_jax.cli.loading import load_model
-from idefics_jax.data.records import say_unread
+from idefics_jax.cli.eval_outcome import finish, is_too_many, too_many
+from idefics_jax.cli.loading import load_model, load_processor
 from idefics_jax.evaluation.examples import Data, Example, Id, without_missing_images
 from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.store import Answer, Store
 from idefics_jax.evaluation.tasks import read_data
-from idefics_jax.evaluation.templates import names_in
 from idefics_jax.lock import locked
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
@@ -41,16 +39,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, first: bool) -> int:
     given = read_data(options.task, options.data, options.images, options.image_name, options.split, options.limit)
-    data = without_missing_images(given)
+    data = without_missing_images(given, options.remote_images)
     same = options.support is not None and _support_is_data(options)
     support = _support(options, same)
-    processor = IdeficsProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model, options.high_depth, options.remote_images)
     protocol = make_protocol(options, data, support, processor)
     check_shots(options, protocol, support, same)
-    if first:
-        columns = {name: None for example in given.examples for name in example.fields}
-        named = names_in(protocol.template.prefix + protocol.template.example)
-        say_unread(options.data[0], [name for name in columns if name not in named])
     problems = {"--data": data.problems}
     counts = {"--data": len(data.examples) + len(data.problems)}
     if support is not None and not same:
@@ -61,7 +55,7 @@ def _run(options: argparse.Namespace, first: bool) -> int:
         if store is not None:
             store.write_problems([problem for part in problems.values() for problem in part])
         for name, count in counts.items():
-            if len(problems[name]) > options.max_bad * count:
+            if is_too_many(options, problems[name], count):
                 raise ValueError(too_many(options, problems[name], count, name))
         answers = _answer_all(options, data, support, same, processor, protocol, store)
         if store is None:
@@ -83,7 +77,7 @@ def _support(options: argparse.Namespace, same: bool) -> Data | None:
     images, name = options.support_images, options.support_image_name
     # The default is the folder of the support's own files, unless --images says where images are.
     images, name = images or options.images, name or options.image_name
-    return without_missing_images(read_data(options.task, options.support, images, name, split))
+    return without_missing_images(read_data(options.task, options.support, images, name, split), options.remote_images)
 
 
 def _answer_all(

@@ -90,7 +90,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=share,
         default=0.01,
         metavar="X",
-        help="fail where more than this part of the data is bad (default %(default)s)",
+        help="fail where more than this part of the data, and more than one example, is bad; 0 allows none "
+        "(default %(default)s)",
+    )
+    data.add_argument(
+        "--remote-images", action="store_true", help="fetch images at http(s) addresses, from public hosts only"
     )
 
 

@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from idefics_jax.data.text import read_json
 from idefics_jax.evaluation.examples import Data, Example
 from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
+from idefics_jax.evaluation.task_files import read_json
 from idefics_jax.evaluation.templates import DEFAULTS, TEMPLATES, make_template
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
@@ -16,7 +16,7 @@ from idefics_jax.prompts import FAKE_TOKEN, IMAGE_TOKEN
 BAD_WORDS = ("\n", "\n\n", IMAGE_TOKEN, FAKE_TOKEN)
 MAX_PROMPT = {"captions": 1024}  # 2048 otherwise
 NOT_OF_THE_ANSWERS = {"command", "arguments", "out", "shots", "max_bad", "positive", "mesh", "coordinator"}
-NOT_OF_THE_ANSWERS |= {"processes", "process"}
+NOT_OF_THE_ANSWERS |= {"processes", "process", "remote_images"}
 
 
 def make_protocol(

@@ -20,6 +20,12 @@ from idefics_jax.pocket import POCKET
 PROBLEMS_SHOWN = 10
 
 
+def is_too_many(options: argparse.Namespace, problems: list[Problem], count: int) -> bool:
+    """Return True if more of `count` examples are bad than `--max-bad` allows; it always allows one, unless it is 0."""
+    allowed = max(options.max_bad * count, 1 if options.max_bad and count > 1 else 0)
+    return len(problems) > allowed
+
+
 def too_many(options: argparse.Namespace, problems: list[Problem], count: int, name: str) -> str:
     """A sentence on bad data, of `count` examples of the option of this name."""
     return (
@@ -82,7 +88,7 @@ def finish(
     _print_table(summary)
     if worst or of_support:
         note(f"{len(worst) + len(of_support):,} bad examples; {store.folder / 'problems.jsonl'} lists them.")
-    if len(worst) > options.max_bad * count:
+    if is_too_many(options, worst, count):
         note(f"idefics-jax: {too_many(options, worst, count, '--data')}")
         return 1
     return 0

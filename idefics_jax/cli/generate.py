@@ -11,8 +11,7 @@ import numpy as np
 from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
-from idefics_jax.cli.loading import choosing, load_model
-from idefics_jax.data.text import parse_json, read_json
+from idefics_jax.cli.loading import choosing, load_model, load_processor
 from idefics_jax.images import image_source
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
@@ -30,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plan is not None:
         from idefics_jax.cli.plan import run as plan
 
-        processor = IdeficsProcessor.from_pretrained(options.model)
+        processor = load_processor(options.model, options.high_depth)
         return plan(options, processor, read_prompt(options, processor))
     with joined(options) as prints:
         _answer(options, prints)
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, prints: bool) -> None:
-    processor = IdeficsProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model, options.high_depth)
     inputs = read_prompt(options, processor) if prints else {"input_ids": np.zeros((0, 1), np.int32)}
     model = load_model(options.model, options.dtype, options.mesh)
     rules = choosing(options, processor, model.config)
@@ -81,13 +80,11 @@ def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dic
         text = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
         return processor(text, images=options.image)
     name = "Standard input" if options.messages == "-" else options.messages
-    if options.messages != "-":
-        messages = read_json(Path(options.messages))
-    else:
-        try:
-            messages = parse_json(sys.stdin.read())
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}.") from error
+    try:
+        content = sys.stdin.read() if options.messages == "-" else Path(options.messages).read_text(encoding="utf-8")
+        messages = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}.") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f'{name} must be a list of messages, such as [{{"role": "user", "content": "Hello."}}].')
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)

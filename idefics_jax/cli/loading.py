@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.images import HighDepth
 from idefics_jax.pocket import POCKET
 from idefics_jax.processor import IdeficsProcessor
 
@@ -49,6 +51,15 @@ def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, Any] | None =
     return IdeficsForVisionText2Text.from_pretrained(
         path, dtype=dtype or "auto", mesh=mesh, progress=sys.stderr.isatty()
     )
+
+
+def load_processor(path: str, high_depth: HighDepth | None, remote_images: bool = True) -> IdeficsProcessor:
+    """Load the processor at `path`, which reads images as the options say."""
+    processor = IdeficsProcessor.from_pretrained(path)
+    changes: dict[str, Any] = {} if high_depth is None else {"high_depth": high_depth}
+    if not remote_images:
+        changes["fetch"] = None
+    return IdeficsProcessor(replace(processor.image_processor, **changes), processor.tokenizer)
 
 
 def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: IdeficsConfig) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from idefics_jax.images import image_source
+from idefics_jax.images import image_source, is_remote, short_name
 
 Id: TypeAlias = int | str
 
@@ -65,6 +64,10 @@ class Data(NamedTuple):
     answer_name: str
 
 
+class Malformed(ValueError):
+    """A record that is not what it should be."""
+
+
 def gather(found: Iterable[Example | Problem], id_name: str, answer_name: str, limit: int | None) -> Data:
     """Parts examples from problems, up to the `limit` of examples; an id that was there before is a problem."""
     examples: list[Example] = []
@@ -88,18 +91,34 @@ def parsed(records: Iterable[Any], read: Callable[[Any], Example | Problem], whe
     for number, record in enumerate(records):
         try:
             yield read(record)
-        except ValueError as error:
-            yield Problem("malformed record", None, f"Record {number} of {where}: {error}.")
+        except Malformed as error:
+            yield Problem("malformed record", None, f"Record {number} of {where} {error}.")
 
 
-def without_missing_images(data: Data) -> Data:
-    """The data whose images are there, the others as problems; URLs are only read when they are needed."""
+def without_missing_images(data: Data, remote_images: bool) -> Data:
+    """The data whose images are there, the others as problems; URLs are only read when they are needed.
+
+    Args:
+        remote_images: images at http(s) addresses are read; otherwise they are problems too.
+    """
     kept, missing = [], []
     for example in data.examples:
-        sources = [image_source(image) for image in example.images]
-        absent = [image for image in sources if isinstance(image, Path) and not os.path.isfile(image)]
-        if absent:
-            missing.append(Problem("missing image", example.id, f"The image {absent[0]} of {example.id} is not there."))
+        found = (_absence(image, example.id, remote_images) for image in example.images)
+        if problem := next((problem for problem in found if problem is not None), None):
+            missing.append(problem)
         else:
             kept.append(example)
     return data._replace(examples=kept, problems=[*data.problems, *missing])
+
+
+def _absence(image: str, id: Id, remote_images: bool) -> Problem | None:
+    """What is wrong with an image without reading it."""
+    source, name = image_source(image), short_name(image)
+    if isinstance(source, str):
+        if remote_images or not is_remote(source):
+            return None
+        return Problem("remote image", id, f"The image {name} of {id} is not fetched without --remote-images.")
+    if os.path.isfile(source):
+        return None
+    wrong = "is no regular file" if os.path.exists(source) else "is not there"
+    return Problem("missing image", id, f"The image {name} of {id} {wrong}.")

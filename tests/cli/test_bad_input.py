@@ -88,7 +88,7 @@ def bad_images(folder, good):
     ("name", "message"),
     [
         ("missing.png", "missing.png does not exist"),
-        (".", "cannot be read"),
+        (".", "is a directory, not a file"),
         ("text.png", "text.png is not an image"),
         ("cut.jpg", "cut.jpg is truncated or damaged"),
         ("bomb.png", "bomb.png is too large to be read safely"),
@@ -149,7 +149,7 @@ def test_settings_that_do_not_fit(generate, arguments, message):
 def test_messages_have_their_own_images(generate, images):
     err = generate(prompt=("--messages", "nowhere.json"), status=1)
     check_sentence(err, "name the images of --messages in the messages")
-    check_sentence(generate(prompt=("--messages", "nowhere.json"), images=[], status=1), "nowhere.json does not exist")
+    check_sentence(generate(prompt=("--messages", "nowhere.json"), images=[], status=1), "nowhere.json cannot be read")
 
 
 @pytest.mark.parametrize(

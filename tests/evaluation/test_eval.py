@@ -348,12 +348,12 @@ def test_another_run_in_the_folder_is_refused(evaluate, files):
 
 
 def test_images_that_cannot_be_read(evaluate, files, tmp_path):
-    """They are named and counted; the others are answered; once they are there, they are asked alone."""
+    """They are named and counted, and the others are answered; one is allowed; once it is there, it is asked alone."""
     data = tmp_path / "data"
     shutil.copytree(files, data)
     arguments = ("--data", data / "open.jsonl", "--zero-shot", "none", "no support", "--num-beams", 1)
     (data / "3.png").write_bytes(b"nothing")
-    folder, out, err = evaluate("jsonl", *arguments, status=1)
+    folder, out, err = evaluate("jsonl", *arguments, "--max-bad", "0", status=1)
     assert "│ 11 " in out
     assert "1 of the 12 examples of --data are bad, the first because: " in err
     assert "3.png is not an image that Pillow can read" in err
@@ -361,7 +361,7 @@ def test_images_that_cannot_be_read(evaluate, files, tmp_path):
     assert {"id": 4, "answer": ""} in read_json(folder, "predictions-0.json")
     summary = read_json(folder, "summary.json")
     assert (summary["results"][0]["bad"], summary["problems"]["count"]) == (1, 1)
-    folder, _, err = evaluate("jsonl", *arguments, "--max-bad", "0.1")
+    folder, _, err = evaluate("jsonl", *arguments)
     assert "1 bad examples" in err
     shutil.copy(data / "4.png", data / "3.png")
     folder, out, err = evaluate("jsonl", *arguments)
@@ -390,9 +390,9 @@ def test_much_that_is_missing_ends_the_run_before_it_begins(evaluate, files, tmp
 def test_a_bad_support_set_is_told_apart(evaluate, files, tmp_path):
     (tmp_path / "support.jsonl").write_text('{"image": "0.png", "question": "q", "answer": "a"}\n' * 2 + "[]\n")
     arguments = ("--data", files / "open.jsonl", "--support", tmp_path / "support.jsonl", "--shots", 1)
-    *_, err = evaluate("jsonl", *arguments, "--support-images", files, status=1)
-    check_sentence(err, "1 of the 3 examples of --support are bad, the first because: ")
-    arguments += ("--support-images", files, "--max-bad", "0.5", "--num-beams", 1)
+    *_, err = evaluate("jsonl", *arguments, "--support-images", files, "--max-bad", "0", status=1)
+    check_sentence(err, "1 of the 3 examples of --support are bad, the first because: Line 3 of")
+    arguments += ("--support-images", files, "--num-beams", 1)
     folder, out, err = evaluate("jsonl", *arguments)
     assert "│ 12 " in out
     assert "1 bad examples" in err
@@ -409,7 +409,7 @@ def test_a_bad_support_set_is_told_apart(evaluate, files, tmp_path):
         (("--prompt", "poem"), "There is no prompt 'poem'; there are vqa, vizwiz, captions"),
         (("--prompt-form", "instruct"), "has no token that ends an utterance"),
         (("--example", "<image>{question}"), "must name {answer} once"),
-        (("--data", "missing.json", "x"), "missing.json does not exist"),
+        (("--data", "missing.json", "x"), "missing.json cannot be read: No such file"),
         (("--data", "a", "b", "c", "no support"), "vqa reads the questions and their annotations, and 3 were given"),
         (("--model", "nowhere/at/all"), "nowhere/at/all is not a directory"),
     ],

@@ -24,7 +24,7 @@ def test_without_a_crop_the_bytes_are_the_image_processors(photo: Path, tmp_path
     Image.fromarray(data.astronaut()[:64]).convert("P").save(palette, transparency=3)
     processor = IdeficsImageProcessor(do_rescale=False, do_normalize=False)
     for path in (photo, palette):
-        pixels = image_pixels(path, 224)
+        pixels = image_pixels(path, IdeficsImageProcessor())
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, processor.preprocess([path])[0])
 
@@ -32,8 +32,10 @@ def test_without_a_crop_the_bytes_are_the_image_processors(photo: Path, tmp_path
 def test_a_crop_is_cut_out_and_resized(photo: Path):
     box = random_box(512, 300, np.random.default_rng([1, 2, 3]))
     expected = Image.open(photo).convert("RGB").crop(box).resize((32, 32), Image.Resampling.BICUBIC)
+    processor = IdeficsImageProcessor(32)
     for _ in range(2):
-        np.testing.assert_array_equal(image_pixels(photo, 32, np.random.default_rng([1, 2, 3])), np.asarray(expected))
+        pixels = image_pixels(photo, processor, np.random.default_rng([1, 2, 3]))
+        np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (400, 400), (3, 2), (1, 1)])

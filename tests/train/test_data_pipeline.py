@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idefics_jax.data.records import open_sources
 from tests.tiny_processor import tiny_processor
 from train.config import DataConfig
 from train.data.order import documents
 from train.data.packing import Row
 from train.data.pipeline import evaluation_rows, questions, training_rows
+from train.data.records import open_sources
 
 COUNT = 40
 
@@ -203,8 +203,10 @@ def test_evaluation_is_in_order_and_ends(folder: Path):
 
 def test_questions(folder: Path):
     found = questions(config(folder), tiny_processor(), 5)
-    assert [question.answer.split()[1] for question in found] == ["0", "1", "2", "the", "4"]
-    assert found[1].images == [folder / "1-0.png", folder / "1-1.png"]
+    assert [question.answer.split()[1] for question in found] == ["0", "the", "4", "5", "6"], (
+        "with images that are read"
+    )
+    assert found[2].images == [folder / "4-0.png", folder / "4-1.png"]
 
 
 def test_no_usable_records(tmp_path: Path):

@@ -12,11 +12,12 @@ import datasets
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from idefics_jax.data.forms import document_of
-from idefics_jax.data.records import check_data, open_sources
-from idefics_jax.data.sources import data_url
+from idefics_jax.image_processor import IdeficsImageProcessor
 from tests.train.stores import BUCKET, Proxy, environment, files, store
+from train.data.forms import document_of
 from train.data.images import image_pixels
+from train.data.records import check_paths, open_sources
+from train.data.sources import data_url
 
 STEPS = {"steps": 8, "checkpoint__every": 2}
 
@@ -140,17 +141,18 @@ def test_every_kind_of_data_there_is_the_same_as_here(kind, place, tmp_path):
     here = open_sources([str(folder / name) for name in names])
     there = open_sources([f"{kind}://{BUCKET}/kinds/{name}" for name in names])
     assert [len(source) for source in there] == [len(source) for source in here] == [3, 2, 2, 2, 3, 60]
+    small = IdeficsImageProcessor(28)
     for local, remote in zip(here, there, strict=True):
         for number in range(len(local)):
             assert remote[number] == local[number]
             (image,) = document_of(remote[number], remote.folder, "<image>{answer}").images
             (expected,) = document_of(local[number], local.folder, "<image>{answer}").images
-            assert image_pixels(image, 28).tobytes() == image_pixels(expected, 28).tobytes()
+            assert image_pixels(image, small).tobytes() == image_pixels(expected, small).tobytes()
     assert pickle.loads(pickle.dumps(there[0]))[0] == here[0][0], "for worker processes"
     with pytest.raises(FileNotFoundError, match="No file matches"):
         open_sources([f"{kind}://{BUCKET}/kinds/*.zip"])
     with pytest.raises(FileNotFoundError, match="There is no"):
-        check_data([f"{kind}://{BUCKET}/nothing=0.5"], None)
+        check_paths([f"{kind}://{BUCKET}/nothing=0.5"])
 
 
 def test_a_connection_that_is_cut_in_mid_write_is_made_again(served, proxy, place, expected):

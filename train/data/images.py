@@ -1,12 +1,17 @@
 """Image files to square bytes; they are normalised later, on the accelerator."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from idefics_jax.images import load_image, to_rgb
+from idefics_jax.image_processor import IdeficsImageProcessor
+from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.remote import fetch
+
+from ..config import DataConfig
 
 SCALE = (0.9, 1.0)  # share of the image's area that a crop keeps
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
@@ -16,24 +21,31 @@ Box = tuple[int, int, int, int]
 ImageSource = str | Path  # what load_image reads
 
 
+def load_processor(path: str, config: DataConfig) -> IdeficsProcessor:
+    """Load a checkpoint's processor, which reads images as the options of the data say."""
+    processor = IdeficsProcessor.from_pretrained(path)
+    images = replace(processor.image_processor, fetch=fetch if config.remote_images else None)
+    if config.high_depth is not None:
+        images = replace(images, high_depth=config.high_depth)
+    return IdeficsProcessor(images, processor.tokenizer)
+
+
 def image_pixels(
-    source: ImageSource,
-    size: int,
-    random: np.random.Generator | None = None,
-    resample: int = Image.Resampling.BICUBIC,
+    source: ImageSource, processor: IdeficsImageProcessor, random: np.random.Generator | None = None
 ) -> np.ndarray:
     """RGB pixels `[size, size, 3]`, uint8, of an image file or URL.
 
-    Without `random` the bytes are those that `IdeficsImageProcessor` rescales and normalises; with it, torchvision's
+    Without `random` the bytes are those that the processor rescales and normalizes; with it, torchvision's
     `RandomResizedCrop(size, SCALE, RATIO)` goes before.
 
     Raises:
         FileNotFoundError, OSError, ValueError: the image cannot be read, as `load_image` says it.
     """
-    image = to_rgb(load_image(source))  # both, as in the library's image processor
+    image = processor.load(source)
     if random is not None:
         image = image.crop(random_box(image.width, image.height, random))
-    return np.asarray(image.resize((size, size), Image.Resampling(resample)))
+    size = processor.image_size
+    return np.asarray(image.resize((size, size), Image.Resampling(processor.resample)))
 
 
 def random_box(width: int, height: int, random: np.random.Generator) -> Box:

@@ -16,8 +16,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from idefics_jax.data.records import check_columns, open_sources
-from idefics_jax.data.sources import Source
 from idefics_jax.processor import IdeficsProcessor
 
 from ..config import DataConfig
@@ -25,6 +23,8 @@ from ..data.examples import Example, Question, example_of, question_of
 from ..data.images import image_pixels
 from ..data.order import documents
 from ..data.packing import BadRecord, Row, Stream
+from ..data.records import open_sources
+from ..data.sources import Source
 
 SHARED_BYTES = 2**16  # arrays of this size go from a worker through shared memory, smaller ones through the pipe
 
@@ -56,7 +56,7 @@ class Documents:
         for place, image in enumerate(example.images):
             random = None if self.seed is None else np.random.default_rng([self.seed % 2**32, number, place])
             try:
-                pixels[place] = image_pixels(image, images.image_size, random, images.resample)
+                pixels[place] = image_pixels(image, images, random)
             except Exception as error:  # damaged files make Pillow's decoders raise anything
                 source, record = self._place(number)
                 return BadRecord(f"{source.describe(record)}: {error}")
@@ -137,7 +137,6 @@ def training_rows(
     if not mine or not set(mine) <= set(range(streams)):
         raise ValueError(f"This host's streams {list(mine)} must be some of the {streams}.")
     sources = open_sources(config.train)
-    check_columns(sources, config.template)
     made = Documents(
         sources, documents(sources, seed, shuffle=True), processor, config, seed if config.augment else None
     )
@@ -162,7 +161,7 @@ def evaluation_rows(config: DataConfig, processor: IdeficsProcessor, limit: int 
 
 
 def questions(config: DataConfig, processor: IdeficsProcessor, count: int) -> list[Question]:
-    """The first `count` held-out records that have an answer, or as many as there are; their images are not read yet.
+    """The first `count` held-out records that have an answer, or as many as there are, whose images can be read.
 
     Raises:
         FileNotFoundError, ValueError: as `open_sources`.
@@ -173,13 +172,15 @@ def questions(config: DataConfig, processor: IdeficsProcessor, count: int) -> li
             if len(found) == count:
                 return found
             with suppress(ValueError, OSError):  # the rows say which records are bad
-                found.append(question_of(source[record], source.folder, processor, config))
+                question = question_of(source[record], source.folder, processor, config)
+                for image in question.images:
+                    processor.image_processor.load(image)
+                found.append(question)
     return found
 
 
 def _held_out(config: DataConfig, processor: IdeficsProcessor) -> Documents:
     sources = open_sources(config.eval)
-    check_columns(sources, config.template)
     return Documents(sources, documents(sources, 0, shuffle=False), processor, config, seed=None)
 
 

@@ -43,12 +43,14 @@ class BadRecords:
         self.path = folder / (f"skipped.{process}.log" if process else "skipped.log")
         self.max_bad = max_bad
         self.read = self.bad = 0
+        self._different: set[str] = set()  # bad records, until there are two: each epoch reads the same ones
 
     def add(self, row: Row) -> None:
         """Take note of a row.
 
         Raises:
-            RuntimeError: more than the share `max_bad` of all records so far, at least `FEW`, were bad.
+            RuntimeError: more than the share `max_bad` of all records so far, more than `FEW`, were bad, and not
+                always the same one.
         """
         self.read += row.read
         self.bad += len(row.bad)
@@ -57,7 +59,10 @@ class BadRecords:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(line.replace("\n", " ") + "\n" for line in row.bad)
-        if self.read > FEW and self.bad > self.max_bad * self.read:
+        if len(self._different) < 2:
+            self._different.update(row.bad)
+        several = len(self._different) > 1 or self.max_bad == 0
+        if several and self.read > FEW and self.bad > self.max_bad * self.read:
             raise RuntimeError(
                 f"{self.bad:,} of {self.read:,} records could not be used, more than --data.max-bad {self.max_bad:g} "
                 f"allows; the last: {row.bad[-1]} (all of them: {self.path})."
