@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -20,10 +20,11 @@ from idefics_jax import hf
 from idefics_jax.commit import LAST, committed
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.memory import check_memory, weight_needs
 from idefics_jax.orbax_files import PARAMS, is_orbax
 from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.progress import bytes_progress
-from idefics_jax.sharding import on_mesh, shapes_on
+from idefics_jax.sharding import check_mesh, on_mesh, shapes_on
 from idefics_jax.stored import Stored, matched, stored_tensors
 from idefics_jax.tensor_files import INDEX, batches, copy, shard_files, write_index, write_tensors
 
@@ -62,10 +63,15 @@ class Pretrained(nnx.Module):
                 `model/decoder/groups/layers/attention/q/kernel`.
             mesh: shard the weights over it (see `idefics_jax.make_mesh`); they are made in place, never gathered.
             stacked: one scanned layer instead of a list of layers: what training wants.
-        """
 
+        Raises:
+            ValueError: the mesh does not fit the model, or its weights do not fit the memory.
+        """
+        check_mesh(mesh, config)
         with on_mesh(mesh):
-            return jax.jit(_maker(cls, config, param_dtype, stacked))(key)
+            traced = jax.jit(_maker(cls, config, param_dtype, stacked)).trace(key)
+            check_memory("The model", weight_needs(traced.out_info, mesh), mesh)
+            return traced.lower().compile()(key)
 
     @classmethod
     def abstract(
@@ -79,7 +85,11 @@ class Pretrained(nnx.Module):
         """The model's shapes, dtypes and shardings, with nothing allocated: leaves are `jax.ShapeDtypeStruct`.
 
         With an abstract mesh this says how 80B lies on a pod, from a machine that has no device of it.
+
+        Raises:
+            ValueError: the mesh does not fit the model.
         """
+        check_mesh(mesh, config)
         make = _maker(cls, config, param_dtype, stacked)
         return shapes_on(mesh, lambda: make(jax.random.key(0)))  # no key is made: JAX may not be set up yet
 
@@ -93,6 +103,7 @@ class Pretrained(nnx.Module):
         mesh: Mesh | None = None,
         stacked: bool = False,
         progress: bool = False,
+        needs: Callable[[Self], Mapping[str, int]] | None = None,
     ) -> Self:
         """Loads a checkpoint: a directory, its `gs://` or `s3://` URL, or an id on the hub.
 
@@ -107,15 +118,20 @@ class Pretrained(nnx.Module):
             mesh: shard the weights over it (see `idefics_jax.make_mesh`); default: one device.
             stacked: one scanned layer instead of a list of layers: what training wants.
             progress: show a progress bar.
+            needs: bytes by purpose that work after loading takes beside the weights, from the model's shapes: a model
+                that would not fit with them is not loaded.
 
         Raises:
             FileNotFoundError: there is no such checkpoint, or one of its files is missing.
-            ValueError: a config value is not implemented; or a tensor is missing, unknown, mis-shaped or cut off.
+            ValueError: a config value is not implemented; a tensor is missing, unknown, mis-shaped or cut off; the mesh
+                does not fit the model; or the weights do not fit the memory.
         """
-        directory = checkpoint_directory(path, weights=True)
-        config = IdeficsConfig.from_pretrained(directory)
+        config = IdeficsConfig.from_pretrained(path)
         config = replace(config, dtype=compute_dtype(config.dtype, dtype))
         model = cls.abstract(config, param_dtype=param_dtype or config.dtype, mesh=mesh, stacked=stacked)
+        after = {} if needs is None else needs(model)
+        check_memory(str(path), weight_needs(model, mesh) | dict(after), mesh, config.dtype)
+        directory = checkpoint_directory(path, weights=True)
         tensors = stored_tensors(directory, config)
         weights = matched(hf.weights(model, config), tensors, config, directory)
         total = sum(weight.leaf.size * weight.leaf.dtype.itemsize for weight in weights)

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from idefics_jax.flash import SAVED
-from idefics_jax.sharding import constrain, looked_up, product, spec
+from idefics_jax.sharding import constrain, looked_up, parameter_spec, product, shards
 
 #: Of a polynomial of odd powers, from the first on, whose tanh is the normal distribution's share below a number less
 #: that above it, up to six deviations: fitted for the largest error of `gelu`, which is 4e-6.
@@ -58,7 +58,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def parameter(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable[..., Array]) -> nnx.Param:
     """A float32 parameter laid out by its logical axes; `init(shape, out_sharding=...)` makes its value."""
-    return nnx.Param(init(shape, out_sharding=spec(*axes)))
+    return nnx.Param(init(shape, out_sharding=parameter_spec(shape, axes)))
 
 
 def normal(key: Array, std: float) -> Callable[..., Array]:
@@ -312,8 +312,12 @@ class Vocabulary(nnx.Module):
 
     @property
     def tables(self) -> list[tuple[Array, str | None]]:
-        """The tables in the order of their ids, and the logical axis of each one's rows."""
-        common: list[tuple[Array, str | None]] = [(self.table[...], "vocab")]
+        """The tables in the order of their ids, and the logical axis of each one's rows.
+
+        Rows that `tensor` does not divide are whole on every device.
+        """
+        table = self.table[...]
+        common: list[tuple[Array, str | None]] = [(table, "vocab" if len(table) % shards("vocab") == 0 else None)]
         return common if self.additional is None else [*common, (self.additional[...], None)]
 
     @jax.named_scope("embedding")

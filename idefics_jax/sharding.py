@@ -69,6 +69,34 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 
+def check_mesh(mesh: Mesh | AbstractMesh | None, config: Any) -> None:
+    """Checks that `tensor` divides what it splits: the heads and the MLPs of a model of this `IdeficsConfig`.
+
+    Raises:
+        ValueError: it does not, with the sizes that do.
+    """
+    if mesh is None or mesh.shape["tensor"] == 1:
+        return
+    tensor, vision, perceiver = mesh.shape["tensor"], config.vision_config, config.perceiver_config
+    sizes = {
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "vision_config.num_attention_heads": vision.num_attention_heads,
+        "vision_config.intermediate_size": vision.intermediate_size,
+    }
+    if config.use_resampler:
+        sizes["perceiver_config.resampler_n_heads"] = perceiver.resampler_n_heads
+        sizes["4 * vision_config.embed_dim"] = 4 * vision.embed_dim
+    uneven = [f"{name} ({size})" for name, size in sizes.items() if size % tensor]
+    if uneven:
+        common = math.gcd(*sizes.values())
+        fitting = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
+        raise ValueError(
+            f"A mesh of tensor={tensor} does not divide the model's {', '.join(uneven)}; "
+            f"tensor can be {fitting}, and the other devices fsdp or data."
+        )
+
+
 def platform() -> str:
     """Where the program that is being traced will run: "cpu", "gpu" or "tpu"."""
     device = get_abstract_mesh().abstract_device
@@ -95,9 +123,15 @@ def spec(*logical_axes: str | None) -> PartitionSpec | None:
     return PartitionSpec(*(LOGICAL_AXES.get(axis) if axis else None for axis in logical_axes))
 
 
+def parameter_spec(shape: tuple[int, ...], logical_axes: tuple[str | None, ...]) -> PartitionSpec | None:
+    """The partition spec of a parameter. An axis that does not divide evenly is whole on every device."""
+    pairs = zip(shape, logical_axes, strict=True)
+    return spec(*(axis if axis and size % shards(axis) == 0 else None for size, axis in pairs))
+
+
 def shards(logical_axis: str) -> int:
-    """Into how many pieces the current mesh splits a logical axis; 1 where there is no mesh."""
-    mesh, axes = get_abstract_mesh(), LOGICAL_AXES[logical_axis]
+    """Number of pieces that the current mesh splits a logical axis into; 1 where there is no mesh."""
+    mesh, axes = get_abstract_mesh(), LOGICAL_AXES.get(logical_axis, ())
     if mesh.empty:
         return 1
     return math.prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes))

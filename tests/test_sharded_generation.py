@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from idefics_jax import IdeficsForVisionText2Text, IdeficsPerceiverConfig, IdeficsVisionConfig, make_mesh
+from idefics_jax import POCKET, IdeficsForVisionText2Text, IdeficsPerceiverConfig, IdeficsVisionConfig, make_mesh
 from idefics_jax.generation import decode
 from tests.reference_generation import EOS, config, random_model, random_prompts
 from tests.train.runs import free_port
@@ -75,6 +75,15 @@ def test_tokens_are_the_same_on_every_mesh(sizes, model, checkpoint):
     batch = random_prompts(model.config, 0, 5, lengths=(3, 60), images=(0, 9))
     expected = model.generate(**batch, **NEW)
     np.testing.assert_array_equal(sharded.generate(**batch, **NEW), expected)
+
+
+def test_the_pocket_model_says_the_same_where_its_vocabulary_does_not_divide():
+    alone = IdeficsForVisionText2Text.from_pretrained(POCKET, dtype="float32")
+    assert alone.config.vocab_size % 4
+    spread = IdeficsForVisionText2Text.from_pretrained(POCKET, dtype="float32", mesh=make_mesh(1, 2, 4))
+    batch = random_prompts(alone.config, 0, 3, lengths=(3, 20), images=(0, 2))
+    expected = alone.generate(**batch, max_new_tokens=6)
+    np.testing.assert_array_equal(spread.generate(**batch, max_new_tokens=6), expected)
 
 
 @pytest.mark.slow

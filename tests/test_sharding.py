@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
-from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
+from idefics_jax import POCKET, IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
 from idefics_jax.layers import Dropout
 from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, on_mesh, product, spec
 from idefics_jax.torus import ring, sides, tiled
@@ -64,6 +65,52 @@ def test_the_forward_pass_is_the_same_on_every_mesh(sizes, stacked):
     real = arrays["attention_mask"].astype(bool)
     np.testing.assert_allclose(np.asarray(output.logits)[real], np.asarray(expected.logits)[real], atol=2e-5)
     np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
+
+
+def test_tables_and_widths_that_do_not_divide_are_whole_on_every_device(tmp_path):
+    """The vocabulary is no multiple of `tensor`, and the vision tower's width none of `fsdp`."""
+    vision = dataclasses.replace(config().vision_config, embed_dim=42, num_attention_heads=6)
+    odd = config(vocab_size=301, hidden_size=84, num_attention_heads=6, vision_config=vision)
+    mesh, arrays = make_mesh(1, 4, 2), batch(odd)
+    alone = IdeficsForVisionText2Text.from_config(odd, jax.random.key(0), stacked=True)
+    alone.save_pretrained(tmp_path / "alone")
+    spread = IdeficsForVisionText2Text.from_pretrained(tmp_path / "alone", mesh=mesh, stacked=True)
+    expected = alone(**arrays, labels=arrays["input_ids"])
+    output = spread(**arrays, labels=arrays["input_ids"])
+    real = arrays["attention_mask"].astype(bool)
+    np.testing.assert_allclose(np.asarray(output.logits)[real], np.asarray(expected.logits)[real], atol=2e-5)
+    np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
+    spread.save_pretrained(tmp_path / "spread")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "spread")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((1, 1, 3), r"tensor=3 does not divide .*num_attention_heads \(4\).*; tensor can be 1, 2, 4, and"),
+        ((1, 1, 8), r"tensor=8 does not divide .*resampler_n_heads \(4\)"),
+        ((1, 1, 5), r"tensor=5 does not divide .*vision_config.intermediate_size \(576\)"),
+        ((2, 1, 3), r"tensor=3 does not divide .*vision_config.num_attention_heads \(4\)"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_does_not_divide_the_model_is_refused(sizes, message):
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    pocket = IdeficsConfig.from_pretrained(POCKET)
+    with pytest.raises(ValueError, match=message):
+        IdeficsForVisionText2Text.from_pretrained(POCKET, mesh=mesh)
+    with pytest.raises(ValueError, match=message):
+        IdeficsForVisionText2Text.from_config(pocket, jax.random.key(0), mesh=mesh)
+    with pytest.raises(ValueError, match=message):
+        IdeficsForVisionText2Text.abstract(pocket, mesh=mesh)
+
+
+def test_without_a_resampler_its_heads_do_not_matter():
+    perceiver = dataclasses.replace(config().perceiver_config, resampler_n_heads=3)
+    IdeficsForVisionText2Text.abstract(config(use_resampler=False, perceiver_config=perceiver), mesh=pod(1, 1, 8))
+    with pytest.raises(ValueError, match=r"resampler_n_heads \(3\); tensor can be 1, and"):
+        IdeficsForVisionText2Text.abstract(config(perceiver_config=perceiver), mesh=pod(1, 1, 8))
 
 
 def test_without_a_mesh_nothing_changes():

@@ -29,7 +29,7 @@ from .planning.compiling import lower
 from .processes import StopRequest, join, leave, stop_requests
 from .profile import Profile
 from .report import FILES, REPORT, write_report
-from .starting import load, mesh_of, model_config
+from .starting import check_fits, load, mesh_of, model_config
 from .step import Objective, init_state, make_eval_step, make_train_step
 from .watch import DONE, Watch
 
@@ -76,6 +76,7 @@ class Trainer:
             raise ValueError("--model gives the tokenizer and image processor, with --random too.")
         self.processor = load_processor(config.model, config.data)
         self.config = config
+        check_fits(config, self.model_config, self.mesh)
         self.template, params, self.frozen = load(config, self.model_config, self.mesh)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         objective = Objective(self.template, config, self.processor.image_processor, self.processor.image_token_id)

@@ -10,9 +10,12 @@ from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, make_mesh
 from idefics_jax.lora import add_adapters
+from idefics_jax.memory import bytes_of, check_memory
 from idefics_jax.sharding import shapes_on
 
 from .config import TrainConfig
+from .optimizer import make_optimizer
+from .step import init_state
 from .trainable import Template, split, trains
 
 
@@ -42,6 +45,25 @@ def model_config(config: TrainConfig) -> IdeficsConfig:
         raise ValueError("Say where to start: --model with a checkpoint, or --random with an architecture.")
     dropout = found.dropout if config.dropout is None else config.dropout
     return replace(found, dtype=config.dtype, dropout=dropout)
+
+
+def check_fits(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | None) -> None:
+    """Refuses a run whose weights, optimizer state and gradients cannot fit, before weights are read or made.
+
+    Raises:
+        ValueError: they cannot, or the mesh does not fit the model.
+    """
+    _, params, frozen = abstract(config, model_config, mesh)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = shapes_on(mesh, lambda params: init_state(params, optimizer, config.ema is not None), params)
+    trained = bytes_of(params, mesh)
+    needs = {
+        "weights that train": trained,
+        "frozen weights": bytes_of(frozen, mesh),
+        "the optimizer's state": bytes_of(state, mesh) - trained,
+        "gradients": 0 if config.optimizer.clip is None else trained,  # their norm needs all of them at once
+    }
+    check_memory(f"--trainable {config.trainable}", needs, mesh)
 
 
 def load(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | None) -> tuple[Template, Any, Any]:

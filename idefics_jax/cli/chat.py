@@ -14,7 +14,7 @@ from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import Printer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
 from idefics_jax.cli.loading import choosing, load_model, load_processor, note
-from idefics_jax.generation.context import Context
+from idefics_jax.generation.context import Context, least_request
 from idefics_jax.images import image_source, short_name
 from idefics_jax.progress import activity
 from idefics_jax.prompts import Text
@@ -31,7 +31,7 @@ class Conversation:
         self.processor = load_processor(options.model, options.high_depth)
         if not self.processor.end_of_utterance:
             raise ValueError(f"{options.model} was not trained to converse; chat needs an instruct checkpoint.")
-        self.model = load_model(options.model, options.dtype, options.mesh)
+        self.model = load_model(options.model, options.dtype, options.mesh, least_request)
         self.rules = choosing(options, self.processor, self.model.config)
         self.images: list[Image.Image] = []  # for the next message
         self.context: Context | None = None

@@ -3,8 +3,9 @@
 import argparse
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from idefics_jax.cli.devices import joined
 from idefics_jax.cli.eval_choices import check_shots, make_protocol, settings
 from idefics_jax.cli.eval_outcome import finish, is_too_many, too_many
 from idefics_jax.cli.loading import load_model, load_processor
+from idefics_jax.config import IdeficsConfig
 from idefics_jax.evaluation.examples import Data, Example, Id, without_missing_images
 from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.store import Answer, Store
@@ -20,6 +22,9 @@ from idefics_jax.lock import locked
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import count_progress
+
+if TYPE_CHECKING:
+    from idefics_jax.memory import Request
 
 
 def run(options: argparse.Namespace) -> int:
@@ -107,7 +112,7 @@ def _answer_all(
         if all(done):
             continue
         if model is None:
-            model = load_model(options.model, options.dtype, options.mesh)
+            model = load_model(options.model, options.dtype, options.mesh, partial(_request, protocol, data))
             states = ImageStates(model, processor.image_processor) if options.coordinator is None else None
         if shots and protocol.select == "rices" and query_features is None:
             query_features, features = _features(options, model, processor, data.examples, examples, store)
@@ -132,6 +137,17 @@ def _answer_all(
                 known.update((answer.id, answer) for answer in batch)
                 advance(len(batch))
     return answers
+
+
+def _request(protocol: Protocol, data: Data, config: IdeficsConfig) -> "Request":
+    """The least that a batch asks of the model."""
+    from idefics_jax.generation.context import least_request
+
+    prompts = min(protocol.batch_size, len(data.examples))
+    if data.examples[0].candidates is not None:
+        return least_request(config, prompts=prompts)
+    beams, new_tokens = protocol.num_beams, protocol.max_new_tokens
+    return least_request(config, prompts=prompts, copies=beams, new_tokens=new_tokens)
 
 
 def _features(

@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +13,13 @@ from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model, load_processor
+from idefics_jax.config import IdeficsConfig
 from idefics_jax.images import image_source
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
+
+if TYPE_CHECKING:
+    from idefics_jax.memory import Request
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
 def _answer(options: argparse.Namespace, prints: bool) -> None:
     processor = load_processor(options.model, options.high_depth)
     inputs = read_prompt(options, processor) if prints else {"input_ids": np.zeros((0, 1), np.int32)}
-    model = load_model(options.model, options.dtype, options.mesh)
+    request = None if options.coordinator is not None else partial(_request, options, inputs)  # all alike or none
+    model = load_model(options.model, options.dtype, options.mesh, request)
     rules = choosing(options, processor, model.config)
     with activity("Generating", visible=prints and sys.stderr.isatty()) as stop_activity:
         streamer = None
@@ -68,6 +74,21 @@ def _answer(options: argparse.Namespace, prints: bool) -> None:
         print(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
     else:
         print("\n\n".join(answer["text"] for answer in answers))
+
+
+def _request(options: argparse.Namespace, inputs: dict[str, np.ndarray], config: IdeficsConfig) -> "Request":
+    """The least that the prompt and the options ask of the model."""
+    from idefics_jax.generation.context import least_request
+
+    prompts, tokens = inputs["input_ids"].shape
+    return least_request(
+        config,
+        prompts=prompts,
+        copies=max(options.num_beams, options.num_return_sequences),
+        tokens=tokens,
+        images=inputs["image_attention_mask"].shape[2] if "image_attention_mask" in inputs else 0,
+        new_tokens=options.max_new_tokens,
+    )
 
 
 def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dict[str, np.ndarray]:

@@ -3,14 +3,18 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.images import HighDepth
 from idefics_jax.pocket import POCKET
 from idefics_jax.processor import IdeficsProcessor
+
+if TYPE_CHECKING:
+    from idefics_jax.memory import Request
 
 
 def cache_directory() -> Path:
@@ -35,10 +39,23 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, Any] | None = None) -> Any:
-    """The model at `path` on a mesh of these sizes or one device, computing in `dtype` or in what suits it and them."""
+def load_model(
+    path: str,
+    dtype: str | None,
+    mesh_sizes: dict[str, Any] | None = None,
+    request: "Callable[[IdeficsConfig], Request] | None" = None,
+) -> Any:
+    """The model at `path` on a mesh of these sizes or one device, computing in `dtype` or in what suits it and them.
+
+    Args:
+        request: the least that will be asked of the model, which has to fit into memory with it.
+
+    Raises:
+        ValueError, OSError: one sentence on what is wrong with the checkpoint, the mesh or the memory.
+    """
     import jax
 
+    from idefics_jax.memory import request_needs
     from idefics_jax.model import IdeficsForVisionText2Text
     from idefics_jax.sharding import make_mesh
 
@@ -47,9 +64,13 @@ def load_model(path: str, dtype: str | None, mesh_sizes: dict[str, Any] | None =
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
         if path != POCKET and IdeficsConfig.from_pretrained(path).dtype != dtype:
-            note("Computing in float32, since bfloat16 is slow on a CPU; --dtype bfloat16 takes half the memory.")
+            note("Computing in float32; on a CPU bfloat16 is slower, and takes more memory while it computes.")
     return IdeficsForVisionText2Text.from_pretrained(
-        path, dtype=dtype or "auto", mesh=mesh, progress=sys.stderr.isatty()
+        path,
+        dtype=dtype or "auto",
+        mesh=mesh,
+        progress=sys.stderr.isatty(),
+        needs=lambda shapes: {} if request is None else request_needs(shapes, mesh, request(shapes.config)),
     )
 
 

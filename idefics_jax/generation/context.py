@@ -6,8 +6,10 @@ import jax
 import numpy as np
 
 from idefics_jax.cache import Cache
+from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import IMAGES, SLOTS, TOKENS, bucket
 from idefics_jax.generation.prompts import Prompts, aligned
+from idefics_jax.memory import Request
 from idefics_jax.sharding import shards
 
 
@@ -69,6 +71,29 @@ class Reading(NamedTuple):
     conversations: tuple[np.ndarray, ...]
     token_counts: np.ndarray
     own: slice
+
+
+def least_request(
+    config: IdeficsConfig, *, prompts: int = 1, copies: int = 1, tokens: int = 1, images: int = 0, new_tokens: int = 1
+) -> Request:
+    """Sizes that a call of `generate` has at least, before its model is loaded.
+
+    Args:
+        copies: answers to each prompt, or beams.
+        tokens, images: of a prompt.
+        new_tokens: the most tokens of an answer.
+    """
+    columns = bucket(tokens, TOKENS)
+    slots = bucket(columns + new_tokens, SLOTS)
+    return Request(prompts, prompts * copies, columns, slots, bucket(images, IMAGES) * patches_per_image(config))
+
+
+def patches_per_image(config: IdeficsConfig) -> int:
+    """Vectors that the decoder sees of an image of the model's own size."""
+    vision = config.vision_config
+    if config.use_resampler:
+        return config.perceiver_config.resampler_n_latents
+    return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> Reading:

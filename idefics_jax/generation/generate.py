@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from idefics_jax.generation.beam import make_beam_rules
-from idefics_jax.generation.context import Context, plan_reading
+from idefics_jax.generation.context import Context, Reading, patches_per_image, plan_reading
 from idefics_jax.generation.hosts import Hosts
 from idefics_jax.generation.prompts import Prompts, check_prompts
 from idefics_jax.generation.run import answer, read, search
 from idefics_jax.generation.sampling import make_sampling
 from idefics_jax.generation.stopping import make_stop_table
+from idefics_jax.memory import Request, check_memory, request_needs
 from idefics_jax.sharding import mesh_of, on_mesh_of
 
 NEW_TOKENS = 20  # where no limit is given, as in the reference
@@ -116,7 +117,7 @@ def generate(
 
     Raises:
         ValueError: one sentence on what does not fit: inputs, settings, a prompt and answer longer than the model's
-            positions; or the model gave NaN.
+            positions, caches larger than the memory; or the model gave NaN.
     """
     config = model.config
     eos = _tokens(config.eos_token_id if eos_token_id is None else eos_token_id)
@@ -163,6 +164,8 @@ def generate(
     scores = context = None
     with on_mesh_of(model):
         reading = plan_reading(prompts, cache, limit)
+        if not hosts.several:  # the others would wait for a process that refuses
+            _check_memory(model, reading, max(num_beams, num_return_sequences))
         rules = make_beam_rules(length_penalty, early_stopping, reading.room)
         logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
         if num_beams > 1:
@@ -198,6 +201,15 @@ def _check_modes(do_sample: bool, num_beams: int, num_return_sequences: int, str
         raise ValueError(
             f"Greedy decoding gives one answer, not {num_return_sequences}; pass do_sample=True or num_beams."
         )
+
+
+def _check_memory(model: Any, reading: Reading, copies: int) -> None:
+    """Refuses a call whose caches and temporary values are larger than what the loaded weights left free."""
+    rows, columns = reading.tokens.shape
+    image_slots = reading.image_mask.shape[2] * patches_per_image(model.config)
+    mesh = mesh_of(model)
+    needs = request_needs(model, mesh, Request(rows, rows * copies, columns, reading.slots, image_slots))
+    check_memory("This call of generate", needs, mesh, model.config.dtype)
 
 
 def _check_cache(prompts: Prompts, cache: Context | None) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from idefics_jax.layers import KEEPABLE, Vocabulary, rematerialised
 from idefics_jax.loss import IGNORED, next_token_loss
+from idefics_jax.sharding import constrain, make_mesh, on_mesh
 from tests.tiny_tokenizer import IMAGE_TOKEN_ID
 from tests.train.small_runs import CONFIG, by_path, keeping_gradients, make_batch, make_rows, start
 from train.config import KeptName, OptimizerConfig
@@ -72,6 +73,22 @@ def test_chunks_make_no_difference_to_the_loss_and_its_gradient(additional, chun
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
         for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(reference), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [20, 22])
+def test_the_loss_is_the_same_where_tensor_does_not_divide_the_vocabulary(size):
+    hidden = jax.random.normal(jax.random.key(1), (2, 4, 8))
+    labels = jax.random.randint(jax.random.key(2), (2, 4), 0, size + 3)
+
+    def loss(mesh):
+        with on_mesh(mesh):
+            vocabulary = jax.jit(lambda key: Vocabulary(key, size, 3, 8, std=1.0))(jax.random.key(0))
+            wanted = constrain(targets(labels), "batch")
+            counted = constrain(jnp.ones(labels.shape, bool), "batch")
+            sums = jax.jit(chunked_sums, static_argnums=4)(constrain(hidden, "batch"), vocabulary, wanted, counted, 2)
+        return np.asarray(jnp.stack(list(sums)))
+
+    np.testing.assert_allclose(loss(make_mesh(1, 2, 4)), loss(None), rtol=1e-5)
 
 
 def test_gradients_in_bfloat16_are_those_by_the_float32_weights():
