@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from idefics_jax.cudnn import cudnn_attention, fits_cudnn
-from idefics_jax.sharding import spec
+from idefics_jax.masks import causal_mask
+from idefics_jax.sharding import constrain, spec
 
 #: Scores of masked pairs. Finite, so that a row which sees nothing gives finite numbers (its caller zeroes them).
 MASKED = -1e30
@@ -46,17 +47,47 @@ def attention(
     mask: Bool[Array, "b #t s"] | None = None,
     past: Past | None = None,
     dropout: Callable[[Array], Array] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Multi-head attention to `key` and `value`, and to the `past` where there is one; `dropout` is of its weights."""
+    """Multi-head attention to `key` and `value`, and to the `past` where there is one.
+
+    Args:
+        dropout: of the weights.
+        causal: no query sees a later key. A `mask` has to say so too; without one, nothing else is hidden.
+    """
 
     def mean(weights: Float[Array, "b n t s"], value: Float[Array, "b n s h"]) -> Float[Array, "b t n h"]:
         return jnp.einsum("bnts,bnsh->btnh", weights, value, out_sharding=spec("batch", None, "heads", None))
 
-    if past is None and dropout is None and fits_cudnn(query, key, mask is not None):
-        return cudnn_attention(query, key, value, mask)
+    if dropout is None and fits_cudnn(query):
+        if past is None:
+            return cudnn_attention(query, key, value, mask, causal=causal)
+        return cudnn_attention(query, *joined(past, key, value, causal_alone(query) if mask is None else mask))
+    if mask is None and causal:
+        mask = causal_alone(query)
     weights = attention_weights(query, key, mask, past)
     weights = (weights if dropout is None else dropout(weights)).astype(query.dtype)
     if past is None:
         return mean(weights, value)
     slots = past.value.shape[2]
     return mean(weights[..., :slots], past.value) + mean(weights[..., slots:], value)
+
+
+def causal_alone(query: Float[Array, "b t n h"]) -> Bool[Array, "b t t"]:
+    """The causal mask of rows in which nothing else is hidden."""
+    return causal_mask(constrain(jnp.ones(query.shape[:2], bool), "batch"))
+
+
+def joined(
+    past: Past, key: Float[Array, "b n s h"], value: Float[Array, "b n s h"], mask: Bool[Array, "b t s"]
+) -> tuple[Float[Array, "b n all h"], Float[Array, "b n all h"], Bool[Array, "b t all"]]:
+    """Keys, values and mask of the past and of what is new as one, for kernels that take no two.
+
+    The past's keys lie across and have to be copied for them anyway.
+    """
+    before = jnp.broadcast_to(past.mask, (*mask.shape[:2], past.mask.shape[2]))
+    return (
+        jnp.concatenate([past.key.swapaxes(2, 3), key], axis=2),
+        jnp.concatenate([past.value, value], axis=2),
+        jnp.concatenate([constrain(before, "batch"), constrain(mask, "batch")], axis=2),
+    )

@@ -54,12 +54,15 @@ class SelfAttention(nnx.Module):
         self.dropout = Dropout(config.dropout) if config.dropout else None
 
     def __call__(
-        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments, past: Past | None
+        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments | None, past: Past | None
     ) -> tuple[Float[Array, "b t d"], KeyValue, Float[Array, "b n t s"] | None]:
         """Attends to `x` itself, and to what was read before.
 
+        Args:
+            mask: causal; None: nothing else is hidden.
+
         Returns the result, the keys and values of `x` to be cached, and the attention weights (what is not used costs
-        nothing under jit), which with `Segments` never exist.
+        nothing under jit), which exist only with a mask that is an array.
         """
         query = self.q(x)
         scale = query.shape[-1] ** -0.5 if isinstance(mask, Segments) else 1.0  # the kernel's query is scaled
@@ -69,8 +72,8 @@ class SelfAttention(nnx.Module):
         if isinstance(mask, Segments):
             context, weights = flash_attention(query, key, value, mask), None
         else:
-            context = attention(query, key, value, mask, past, self.dropout)
-            weights = attention_weights(query, key, mask, past)
+            context = attention(query, key, value, mask, past, self.dropout, causal=True)
+            weights = None if mask is None else attention_weights(query, key, mask, past)
         return checkpoint_name(self.o(context), "out"), KeyValue(key.swapaxes(2, 3), value), weights
 
 
@@ -86,7 +89,9 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(mlp_key, embed, config.intermediate_size, config.hidden_act, std=std)
         self.attention_dropout, self.mlp_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
-    def __call__(self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments, past: Past | None):
+    def __call__(
+        self, x: Float[Array, "b t d"], rope: Rope, mask: Bool[Array, "b t t"] | Segments | None, past: Past | None
+    ):
         """As `SelfAttention.__call__`."""
         with jax.named_scope("self_attention"):
             y, new, weights = self.attention(self.attention_norm(x), rope, mask, past)
@@ -212,6 +217,7 @@ class Decoder(nnx.Module):
         images: Float[Array, "bi images_patches e"] | Cache,
         *,
         segment_ids: Int[Array, "b t"] | None = None,
+        padded_last: bool = False,
         fresh: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -226,6 +232,7 @@ class Decoder(nnx.Module):
             attends: which images each token sees.
             images: the images' states, or a cache that has their keys and values.
             segment_ids: tokens attend only to those with their own number.
+            padded_last: padding comes after every real token, from which causality alone then hides it.
             fresh: no token was read before; the cache is only written.
             remat: what the backward pass computes again of each layer.
         """
@@ -233,7 +240,8 @@ class Decoder(nnx.Module):
         cache = images if isinstance(images, Cache) else None
         rope = rotary_angles(position_ids, config.hidden_size // config.num_attention_heads, config.rope_theta)
         flash = cache is None and not output_attentions and not config.dropout and fits(x.shape[1])
-        mask = segments(valid, segment_ids) if flash else causal_mask(valid, segment_ids)
+        causal_alone = padded_last and segment_ids is None and not output_attentions
+        mask = segments(valid, segment_ids) if flash else None if causal_alone else causal_mask(valid, segment_ids)
         sees_image = jnp.any(attends, axis=-1)
 
         def layer_body(x, layer, buffers):

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from idefics_jax.cudnn import keeps_result
 from idefics_jax.flash import SAVED
 from idefics_jax.sharding import constrain, looked_up, parameter_spec, product, shards
 
@@ -212,9 +213,9 @@ def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) ->
 
 
 #: What a layer of the decoder can keep for its backward pass, by name: queries, keys, values, what the attention kernel
-#: gives (on TPUs) and then the map after it, and what the gated MLP's first two maps give. Of a token those are as many
-#: numbers as the hidden size, the last two 2.7 times as many; but for the kernel's, what is larger is as much slower to
-#: compute again. And which numbers dropout keeps, a byte each.
+#: gives (on TPUs and GPUs) and then the map after it, and what the gated MLP's first two maps give. Of a token those
+#: are as many numbers as the hidden size, the last two 2.7 times as many; but for the kernel's, what is larger is as
+#: much slower to compute again. And which numbers dropout keeps, a byte each.
 KEEPABLE = ("query", "key", "value", SAVED, "out", "gate", "up", "dropout")
 
 #: What the backward pass computes again of each layer: nothing, all from its input, or all but matrix products; or, as
@@ -238,6 +239,8 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
             policy = policies.dots_with_no_batch_dims_saveable
         case tuple() if set(remat) <= set(KEEPABLE):
             policy = policies.save_only_these_names(*remat)
+            if SAVED in remat:
+                policy = policies.save_from_both_policies(policy, keeps_result)
         case _:
             raise ValueError(
                 f"remat is none, full, dots, or a tuple of what is kept, of {', '.join(KEEPABLE)}; not {remat!r}."

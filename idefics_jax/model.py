@@ -138,7 +138,14 @@ class IdeficsModel(Pretrained):
         return output.hidden, output.cache
 
     @partial(
-        jax.jit, static_argnames=("interpolate_pos_encoding", "output_hidden_states", "output_attentions", "remat")
+        jax.jit,
+        static_argnames=(
+            "padded_last",
+            "interpolate_pos_encoding",
+            "output_hidden_states",
+            "output_attentions",
+            "remat",
+        ),
     )
     def __call__(
         self,
@@ -151,6 +158,7 @@ class IdeficsModel(Pretrained):
         perceiver_embeddings: Float[Array, "b i r e"] | None = None,
         image_attention_mask: Shaped[Array, "b t i"] | None = None,
         segment_ids: Int[Array, "b t"] | None = None,
+        padded_last: bool = False,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -166,6 +174,8 @@ class IdeficsModel(Pretrained):
                 `perceiver_embeddings`, the resampler's latents.
             image_attention_mask: non-zero where a token sees an image.
             segment_ids: tokens attend only to those with their own number: for documents packed into one row.
+            padded_last: padding comes after every real token. Causality alone then hides it, and what the model gives
+                for padding has no meaning.
             interpolate_pos_encoding: accept images of another size than the model's.
             output_hidden_states, output_attentions: return them.
             remat: what a backward pass computes again instead of keeping (`idefics_jax.layers.Remat`).
@@ -195,6 +205,7 @@ class IdeficsModel(Pretrained):
                 image_attention_mask.astype(bool),
                 reshape(images, (images.shape[0], images.shape[1] * images.shape[2], images.shape[3]), "batch"),
                 segment_ids=segment_ids,
+                padded_last=padded_last,
                 output_hidden_states=output_hidden_states,
                 output_attentions=output_attentions,
                 remat=remat,

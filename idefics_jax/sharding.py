@@ -45,7 +45,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
     """A `data x fsdp x tensor` mesh over `devices` (default: all); one size may be -1, meaning whatever is left.
 
     Over several TPU slices, `data` goes across them, so that only gradients cross the slow network in between. On TPUs
-    without `tensor`, `fsdp` is a part of the slice that is as square as can be: see `idefics_jax.torus`.
+    without `tensor`, `fsdp` is a part of the slice that is as square as can be: see `idefics_jax.torus`. GPUs are taken
+    host by host, so that the last axes stay within NVLink's reach where the sizes allow it.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices'.
@@ -57,10 +58,15 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[Any]
         sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
     if sizes[0] * sizes[1] * sizes[2] != len(devices) or min(sizes) < 1:
         raise ValueError(f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not use {len(devices)} devices.")
+    if devices[0].platform == "gpu":
+        # GPUs have coordinates and slices too: their host's number, and the NVLink domain, which any mesh may cross.
+        in_order = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.process_index))
+        return Mesh(np.array(in_order).reshape(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise ValueError(f"The devices are {slices} slices; data={sizes[0]} must be a multiple of that.")
-    if hasattr(devices[0], "coords") and sizes[2] == 1 and (in_order := torus.tiled(devices, sizes[1])):
+    on_grid = devices[0].platform == "tpu" and sizes[2] == 1
+    if on_grid and (in_order := torus.tiled(devices, sizes[1])):
         return Mesh(np.array(in_order).reshape(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
     if slices > 1:
         per_slice = (sizes[0] // slices, *sizes[1:])

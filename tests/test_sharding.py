@@ -176,6 +176,7 @@ class FakeDevice:
     platform: str = "cpu"
     device_kind: str = "cpu"
     client: Any = None
+    coords: tuple[int, ...] | None = None
 
 
 def test_slices_hold_whole_copies_of_the_weights():
@@ -184,6 +185,19 @@ def test_slices_hold_whole_copies_of_the_weights():
     assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
     with pytest.raises(ValueError, match=r"2 slices; data=1 must be a multiple"):
         make_mesh(data=1, fsdp=8, devices=devices)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1)], ids=str)
+def test_gpus_are_taken_host_by_host_whatever_their_coordinates_and_slices(sizes):
+    """They have coordinates without cores; each host may be an NVLink domain, which is no slice of a pod."""
+    devices = [
+        FakeDevice(4 * host + at, slice_index=host, process_index=host, platform="gpu", coords=(host, 0, at))
+        for at in range(4)
+        for host in range(2)
+    ]
+    mesh = make_mesh(*sizes, devices=devices)
+    assert mesh.axis_sizes == sizes
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
 
 
 def test_copies_of_the_weights_are_squares_of_a_slice():

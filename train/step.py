@@ -99,6 +99,7 @@ class Objective(NamedTuple):
             pixel_values=self.pixels(batch.pixel_values),
             image_attention_mask=batch.image_attention_mask,
             segment_ids=batch.segment_ids if config.data.segment_masks else None,
+            padded_last=True,
             remat=config.remat,
         )
         vocabulary = model.model.embedding if model.head is None else model.head

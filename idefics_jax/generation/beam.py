@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.cache import Cache, take_answers
+from idefics_jax.compiler import DECODING
 from idefics_jax.generation.sampling import History, Sampling, restrict
 from idefics_jax.generation.stopping import advance
 from idefics_jax.sharding import constrain, per_shard, reshape, row_specs, spec
@@ -196,7 +197,7 @@ def _choose(
     ), row
 
 
-@partial(jax.jit, static_argnames="candidates")
+@partial(jax.jit, static_argnames="candidates", compiler_options=DECODING)
 def beam_search(
     model: Any,
     cache: Cache,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from idefics_jax.cache import Cache
+from idefics_jax.compiler import DECODING
 from idefics_jax.generation.sampling import History, Sampling, draw, restrict, warp
 from idefics_jax.generation.stopping import advance
 from idefics_jax.sharding import constrain, per_shard, row_specs, spec
@@ -121,7 +122,7 @@ def decode(
     return cache._replace(cross_attention=images), state
 
 
-@partial(jax.jit, static_argnames="do_sample", donate_argnames=("cache", "state"))
+@partial(jax.jit, static_argnames="do_sample", donate_argnames=("cache", "state"), compiler_options=DECODING)
 def _decode(
     model: Any,
     images: Any,

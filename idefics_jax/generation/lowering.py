@@ -97,7 +97,7 @@ def lower(
     eos = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
     prompts = check_prompts(config, 0 if config.pad_token_id is None else config.pad_token_id, eos, **inputs)
     sampling = _sampling(config, bad_words_ids, stop_strings, tokenizer)
-    with on_mesh(mesh.abstract_mesh):
+    with on_mesh(mesh):
         reading = plan_reading(prompts, None, max_new_tokens)
         call = _Call(model, mesh, prompts, sampling, reading, copies)
         programs = (*call.read_images(), call.prefill(), call.decode(max_new_tokens - 1, do_sample))

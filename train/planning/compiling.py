@@ -80,7 +80,7 @@ def lower(
     objective = Objective(template, config, images, token)
     state = shapes_on(mesh, lambda params: init_state(params, optimizer, config.ema is not None), params)
     step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
-    with on_mesh(None if mesh is None else mesh.abstract_mesh):
+    with on_mesh(mesh):
         return step.lower(state, frozen, batch_shapes(config, model, mesh)), template.paths
 
 
