@@ -1,8 +1,8 @@
 """`python -m conversion`."""
 
-import sys
+from idefics_jax.cli.process import run_process
 
 from .cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_process(main)

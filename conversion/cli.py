@@ -1,11 +1,15 @@
-"""The options of `python -m conversion`, and which function each command runs."""
+"""Options of conversion's commands, and the function that each runs."""
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
-from idefics_jax.cli import guarded
-from idefics_jax.cli.arguments import STYLE, Parser
+from idefics_jax.cli import STDOUT_CLOSED, guarded
+from idefics_jax.cli.arguments import STYLE, Parser, add_waiting
+from idefics_jax.cli.option_types import address, size, text, whole
+from idefics_jax.cli.process import closed_streams
 
+PROGRAM = "python -m conversion"
 DESCRIPTION = "IDEFICS checkpoints: from any format to any, in bounded memory, with proof that nothing changed."
 EXAMPLES = """
 examples:
@@ -52,12 +56,16 @@ examples:
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser: `command` is "convert", "inspect" or "verify", the rest is as the options are called."""
-    parser = Parser(prog="python -m conversion", description=DESCRIPTION, epilog=EXAMPLES, **STYLE)
+def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """Return the parser: `command` is "convert", "inspect" or "verify", the rest is named as the options are."""
+
+    def texts(description: str, examples: str) -> dict[str, Any]:
+        return {"description": description, "epilog": examples.replace(PROGRAM, program), **STYLE}
+
+    parser = Parser(prog=program, **texts(DESCRIPTION, EXAMPLES))
     commands = parser.add_subparsers(dest="command", required=True, metavar="{convert,inspect,verify}")
 
-    convert = commands.add_parser("convert", help=CONVERT, description=CONVERT, epilog=CONVERT_EXAMPLES, **STYLE)
+    convert = commands.add_parser("convert", help=CONVERT, **texts(CONVERT, CONVERT_EXAMPLES))
     convert.add_argument("source", metavar="SOURCE", help="a checkpoint: a directory, a URL or a hub id")
     convert.add_argument("out", metavar="OUT", help="the directory or URL to make")
     convert.add_argument(
@@ -85,15 +93,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--dry-run", action="store_true", help="say what would be done, and how much memory it takes")
     several = convert.add_argument_group("several processes", "Started alike on each host; what OUT is on is shared.")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0's")
-    several.add_argument("--num-processes", type=int, metavar="N")
-    several.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
+    several.add_argument("--coordinator", type=address, metavar="HOST:PORT", help="an address of process 0's")
+    several.add_argument("--num-processes", type=whole(1), metavar="N")
+    several.add_argument("--process-id", type=whole(0), metavar="I", help="0 to N - 1")
+    add_waiting(several)
 
-    inspect = commands.add_parser("inspect", help=INSPECT, description=INSPECT, epilog=INSPECT_EXAMPLES, **STYLE)
+    inspect = commands.add_parser("inspect", help=INSPECT, **texts(INSPECT, INSPECT_EXAMPLES))
     inspect.add_argument("path", metavar="PATH", help="a checkpoint: a directory, a URL or a hub id")
     inspect.add_argument("--tensors", action="store_true", help="a line for each tensor")
 
-    verify = commands.add_parser("verify", help=VERIFY, description=VERIFY, epilog=VERIFY_EXAMPLES, **STYLE)
+    verify = commands.add_parser("verify", help=VERIFY, **texts(VERIFY, VERIFY_EXAMPLES))
     verify.add_argument("a", metavar="A", help="a checkpoint: a directory, a URL or a hub id")
     verify.add_argument("b", metavar="B", nargs="?", help="another; without it A is checked against its own manifest")
     verify.add_argument("--check-finite", action="store_true", help="report NaN and infinity as well")
@@ -103,31 +112,26 @@ def make_parser() -> argparse.ArgumentParser:
         help="also run both on a prompt with this image, in float32, and compare logits and greedy tokens; Hugging "
         "Face checkpoints run in PyTorch where transformers is installed (needs memory for one whole model)",
     )
-    verify.add_argument("--prompt", default="User:<image>What is in this picture?", metavar="TEXT", help="for --logits")
+    verify.add_argument(
+        "--prompt", type=text, default="User:<image>What is in this picture?", metavar="TEXT", help="for --logits"
+    )
     return parser
 
 
-def size(text: str) -> int:
-    """Bytes, from a number with or without KB, MB or GB (powers of 1000) behind it."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, factor = (text[:-2], units[text[-2:].upper()]) if text[-2:].upper() in units else (text, 1)
-    try:
-        result = int(float(number) * factor)
-    except ValueError:
-        result = 0
-    if result < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 500MB or 5GB")
-    return result
+def main(arguments: Sequence[str], program: str = PROGRAM) -> int:
+    """Run a command and return its exit status; an error is one sentence on standard error and status 1.
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Runs a command and returns its exit status; what goes wrong is one sentence on standard error and status 1."""
-    options = make_parser().parse_args(arguments)
-    return guarded("conversion", lambda: run(options))
+    Args:
+        program: name that --help and errors say.
+    """
+    name = program.removeprefix("python -m ")
+    return guarded(name, lambda: run(make_parser(program).parse_args(arguments)))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; JAX is imported only now, so that `--help` is instant."""
+    """Run the command; JAX is imported only now, so that `--help` is instant."""
+    if 1 in closed_streams and (options.command != "convert" or options.dry_run):
+        raise ValueError(STDOUT_CLOSED)
     if options.command == "convert":
         from .convert import convert
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from idefics_jax.cli.devices import join
+
 from .targets import Unit
 
 
@@ -49,20 +51,11 @@ class Processes(NamedTuple):
 
 
 def start(options: argparse.Namespace) -> Processes:
-    """Joins the processes that the options name.
-
-    Raises:
-        ValueError: the options are not complete.
-        RuntimeError: the coordinator cannot be reached.
-    """
-    given = (options.coordinator, options.num_processes, options.process_id)
-    if all(value is None for value in given):
+    """Join the processes that the options name; raises as `devices.join`."""
+    names = ("--coordinator", "--num-processes", "--process-id")
+    join(options.coordinator, options.num_processes, options.process_id, names, options.coordinator_timeout)
+    if options.coordinator is None:
         return Processes()
-    if any(value is None for value in given):
-        raise ValueError("--coordinator, --num-processes and --process-id go together; give all three.")
-    if not 0 <= options.process_id < options.num_processes:
-        raise ValueError(f"--process-id is {options.process_id}; it counts from 0 to {options.num_processes - 1}.")
     import jax
 
-    jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    return Processes(options.process_id, options.num_processes)
+    return Processes(jax.process_index(), jax.process_count())

@@ -41,8 +41,10 @@ def test_the_wheel_declares_its_command_and_extras_and_no_torch(wheel):
     assert "idefics-jax = idefics_jax.cli:main" in read("entry_points.txt")
     required = re.findall(r"^Requires-Dist: (.*)$", read("METADATA"), re.MULTILINE)
     assert not [requirement for requirement in required if re.match(r"torch|transformers", requirement)]
-    assert {"jax[tpu]; extra == 'tpu'", "jax[cuda13]; extra == 'cuda'"} <= set(required)
-    assert "Requires-Python: <3.14,>=3.11" in read("METADATA")
+    assert {"jax[tpu]; extra == 'tpu'", "jax[cuda13]; extra == 'cuda'", "jax[cuda12]; extra == 'cuda12'"} <= set(
+        required
+    )
+    assert "Requires-Python: <3.15,>=3.11" in read("METADATA")
 
 
 def test_every_import_is_declared_and_every_dependency_imported():

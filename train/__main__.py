@@ -1,12 +1,8 @@
 """`python -m train`."""
 
-import os
-import sys
+from idefics_jax.cli.process import run_process
 
 from .cli import main
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    run_process(main)

@@ -1,14 +1,17 @@
-"""`python -m train`: its options and `--help`, from the dataclasses in `config.py`."""
+"""Options of training and their `--help`, from the dataclasses in `config.py`."""
 
 import argparse
+import io
+import re
 from collections.abc import Sequence
-
-import tyro
+from contextlib import redirect_stderr
 
 from idefics_jax.cli import guarded
+from idefics_jax.cli.process import tell
 
 from .config import TrainConfig
 
+PROGRAM = "python -m train"
 EXAMPLES = """
 examples:
   An image-captioning folder (images and metadata.jsonl with "file_name" and "text"), by LoRA, on one device:
@@ -26,13 +29,15 @@ started again; 130: the same after Ctrl-C; 1: an error, in one sentence. IDEFICS
 """
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration: the options over the defaults of the recipe and the machine that they name.
+def parse(arguments: Sequence[str], program: str = PROGRAM) -> TrainConfig:
+    """Return the configuration: the options over the defaults of the recipe and the machine that they name.
 
     Raises:
         FileNotFoundError, ValueError: no such model, recipe or machine.
         SystemExit: options that are wrong (status 2), or `--help`.
     """
+    import tyro
+
     # The recipe's defaults depend on the model, and tyro wants defaults first; so these four are looked at before.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = ("recipe", "pod", "model", "random")
@@ -45,21 +50,40 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         from .starting import model_config
 
         default = with_defaults(default, model_config(default))
-    return tyro.cli(
-        TrainConfig,
-        args=list(arguments),
-        default=default,
-        prog="python -m train",
-        description=(TrainConfig.__doc__ or "") + "\n" + EXAMPLES,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    refused = io.StringIO()
+    try:
+        with redirect_stderr(refused):
+            return tyro.cli(
+                TrainConfig,
+                args=list(arguments),
+                default=default,
+                prog=program,
+                description=(TrainConfig.__doc__ or "") + "\n" + EXAMPLES.replace(PROGRAM, program),
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit:
+        if text := refused.getvalue():
+            tell(f"{program}: {_without_box(text)}; see {program} --help.")
+        raise
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Trains and returns the exit status; what goes wrong is one sentence on standard error and status 1."""
+def _without_box(text: str) -> str:
+    """Return the sentences in the box that tyro draws, as one line."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    words = " ".join(line.strip(" │|╭╮╰╯─+-") for line in lines if not re.match(r"\s*[╭╰+]", line)).split()
+    found = re.sub(r"[\s─]*For full helptext.*", "", " ".join(words))
+    return found.rstrip(" .") or "an option is wrong"
+
+
+def main(arguments: Sequence[str], program: str = PROGRAM) -> int:
+    """Train and return the exit status; an error is one sentence on standard error and status 1.
+
+    Args:
+        program: name that --help and errors say.
+    """
 
     def run() -> int:
-        config = parse(arguments)
+        config = parse(arguments, program)
         if config.plan is not None:
             from .planning import plan
 
@@ -68,4 +92,4 @@ def main(arguments: Sequence[str]) -> int:
 
         return run(config)
 
-    return guarded("train", run)
+    return guarded(program.removeprefix("python -m "), run)

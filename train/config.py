@@ -135,6 +135,8 @@ class ProcessConfig:
     """How many there are (not with auto)."""
     index: int | None = None
     """Which one this is, from 0 (not with auto)."""
+    timeout: int = 300
+    """Seconds to wait for the others at the start."""
     patience: float = 1800.0
     """Seconds without a step after which all end, naming the one that is behind: evaluation, a checkpoint and whatever
     else comes between two steps has to take less."""

@@ -18,9 +18,10 @@ INTERRUPTED = 130
 
 
 def join(config: ProcessConfig) -> None:
-    """Joins the other processes, if there are any; raises as `devices.join`."""
+    """Join the other processes, if there are any, and start JAX; raises as `devices.join`."""
     names = ("--process.coordinator", "--process.count", "--process.index")
-    devices.join(config.coordinator, config.count, config.index, names)
+    devices.join(config.coordinator, config.count, config.index, names, config.timeout)
+    devices.start()
 
 
 def leave() -> None:

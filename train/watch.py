@@ -9,7 +9,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -20,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 from jax._src import distributed  # the client of the coordination service has no public name
 
-from idefics_jax.cli import describe
+from idefics_jax.cli.errors import describe
+from idefics_jax.cli.process import interruptible, tell
 
 BEAT = 2.0  # seconds between signs of life
 SILENCE = 30.0  # seconds without one, after which a process counts as dead
@@ -55,6 +55,7 @@ class Watch(AbstractContextManager):
         self.closed = threading.Event()
         self.answered = time.monotonic()
         if jax.process_count() > 1:
+            interruptible()  # the others are to hear of an interrupt
             for work in (self._beat, self._listen):
                 threading.Thread(target=work, name="watch", daemon=True).start()
 
@@ -143,8 +144,7 @@ class Watch(AbstractContextManager):
     def _end(self, text: str, processes: list[int]) -> None:
         if not self.ending.acquire(blocking=False):
             time.sleep(2 * LAST_WORDS)  # the other thread ends the process
-        with suppress(OSError):  # nobody may be reading any more, as when a connection of ssh broke
-            print(f"train: {text}", file=sys.stderr, flush=True)
+        tell(f"train: {text}")
         if jax.process_index() in processes:
             faulthandler.dump_traceback()  # of one that hangs: where
         writing = threading.Thread(target=self.last_words, daemon=True)

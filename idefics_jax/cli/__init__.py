@@ -3,38 +3,52 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 
-from idefics_jax.cli.arguments import make_parser
-from idefics_jax.pocket import POCKET
+from idefics_jax.cli.errors import DEBUG, describe
+from idefics_jax.cli.process import (
+    BROKEN_PIPE,
+    INTERRUPTED,
+    closed_streams,
+    discard_output,
+    flush_output,
+    run_process,
+    tell,
+)
 
 WITHOUT_MODEL = "Using the pocket model, which knows drawings of common things; --model takes another."
-INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a program ended by SIGINT or SIGPIPE
+STDOUT_CLOSED = "Standard output is closed, so nothing can be printed; redirect it to a file or to /dev/null."
+CONVERSION = ("convert", "inspect", "verify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command with these arguments and returns its exit status; without any, as a process, which it ends.
+    """Run the command with these arguments and return its exit status; without any, as a process, which it ends.
 
     Answers alone go to standard output. What goes wrong is one sentence on standard error and status 1, with a
     traceback instead where the environment has IDEFICS_JAX_DEBUG.
     """
-    if arguments is not None:
-        return execute(arguments)
-    status = execute(sys.argv[1:])
-    sys.stderr.flush()
-    # Without Python's teardown: a computation that was interrupted goes on in JAX's threads, and would crash under it.
-    os._exit(status)
+    if arguments is None:
+        run_process(execute)
+    return execute(arguments)
 
 
 def execute(arguments: Sequence[str]) -> int:
-    """What `main` says; everything is written out when it returns."""
-    options = make_parser().parse_args(arguments)
-    options.arguments = list(arguments)
+    """Run the command as `main` describes; everything is written out when it returns."""
+    from idefics_jax.cli.arguments import make_parser
+    from idefics_jax.cli.programs import conversion_main, train_main
+
+    if arguments and arguments[0] == "train":
+        return guarded("idefics-jax", lambda: train_main()(arguments[1:], "idefics-jax train"))
+    if arguments and arguments[0] in CONVERSION:
+        return guarded("idefics-jax", lambda: conversion_main()(arguments, "idefics-jax"))
 
     def run() -> int:
+        options = make_parser().parse_args(arguments)
+        options.arguments = list(arguments)
+        if 1 in closed_streams and options.command != "eval":
+            raise ValueError(STDOUT_CLOSED)
         if options.model is None:
-            options.model = POCKET
-            print(WITHOUT_MODEL, file=sys.stderr)
+            options.model = _pocket()
+            tell(WITHOUT_MODEL)
         if options.command == "demo":
             from idefics_jax.cli.demo import run
         elif options.command == "generate":
@@ -49,31 +63,24 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def guarded(program: str, run: Callable[[], int]) -> int:
-    """Runs a command and returns its exit status; what goes wrong is told as `main` says, in the program's name."""
-    if isinstance(sys.stdout, TextIOWrapper):
+    """Run a command and return its exit status; an error is one sentence in the program's name."""
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
     try:
-        status = run()
-        sys.stdout.flush()
-        return status
+        return flush_output(run())
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the answer has gone; what is left to write, at exit too, goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return BROKEN_PIPE
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        if os.environ.get("IDEFICS_JAX_DEBUG"):
+    except Exception as error:
+        if os.environ.get(DEBUG):
             raise
-        print(f"{program}: {describe(error)}", file=sys.stderr)
-        return 1
+        tell(f"{program}: {describe(error)}")
+        return flush_output(1)
 
 
-def describe(error: Exception) -> str:
-    """One sentence for a person."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename} cannot be read: {error.strerror}."
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
-        return f"The memory is too small for the model and this prompt ({text}); --dtype bfloat16 takes the least."
-    return text
+def _pocket() -> str:
+    from idefics_jax.pocket import POCKET
+
+    return POCKET

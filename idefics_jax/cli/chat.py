@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import glob
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +15,17 @@ from PIL import Image
 from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import Printer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
+from idefics_jax.cli.errors import DEBUG, describe
 from idefics_jax.cli.loading import choosing, load_model, load_processor, note
+from idefics_jax.cli.process import interruptible
+from idefics_jax.cli.standard_input import read_lines
 from idefics_jax.generation.context import Context, least_request
 from idefics_jax.images import image_source, short_name
 from idefics_jax.progress import activity
 from idefics_jax.prompts import Text
+
+QUIT = ("/quit", "/exit", "quit", "exit")
+COMMANDS = ("/image ", "/reset", "/help", "/quit", "/exit")
 
 
 class Conversation:
@@ -81,15 +89,21 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         1 if there was a mistake and no one at a terminal to see it, else 0.
     """
+    if options.min_new_tokens > options.max_new_tokens:
+        raise ValueError(
+            f"--min-new-tokens is {options.min_new_tokens}, more than --max-new-tokens, {options.max_new_tokens}."
+        )
     conversation = Conversation(options)
     interactive = sys.stdin.isatty()
     if interactive:
         note("Type a message; /help lists the commands.")
     failed = False
     for line in _lines(interactive):
-        command, _, argument = line.partition(" ")
         try:
-            if command == "/quit":
+            if isinstance(line, ValueError):
+                raise line
+            command, _, argument = line.partition(" ")
+            if line in QUIT:
                 break
             if command == "/help":
                 note(CHAT_COMMANDS.rstrip())
@@ -101,10 +115,12 @@ def run(options: argparse.Namespace) -> int:
                 raise ValueError(f"There is no command {command}; /help lists them.")
             elif line:
                 conversation.ask(line)
-        except (OSError, ValueError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            note(f"idefics-jax: {error}")
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # of one message; the conversation goes on
+            if os.environ.get(DEBUG):
+                traceback.print_exception(error)
+            note(f"idefics-jax: {describe(error)}")
             failed = True
         except KeyboardInterrupt:
             if not interactive:
@@ -113,16 +129,37 @@ def run(options: argparse.Namespace) -> int:
     return int(failed and not interactive)
 
 
-def _lines(interactive: bool) -> Iterator[str]:
+def _lines(interactive: bool) -> Iterator[str | ValueError]:
     """The lines of the input, with editing and a history where someone types them."""
     if not interactive:
-        yield from (line.strip() for line in sys.stdin)
+        yield from read_lines()
         return
+    interruptible()
     with contextlib.suppress(ImportError):  # Windows has its own
-        import readline  # noqa: F401 - gives input() its editing
+        import readline  # gives input() its editing
+
+        readline.set_completer(complete)
+        readline.set_completer_delims("")
+        readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
     while True:
         try:
-            yield input("> " if sys.stdout.isatty() else "").strip()
+            line = input("> " if sys.stdout.isatty() else "").strip()
+            yield ValueError("The line is not UTF-8 text.") if any("\ud800" <= c <= "\udfff" for c in line) else line
         except EOFError:
             note("")
             return
+        except KeyboardInterrupt:  # at the prompt: drops what was typed, as in a shell
+            note("")
+
+
+def complete(line: str, number: int) -> str | None:
+    """Return the `number`-th way to complete a line: a command, or a path after /image; None if there is none."""
+    command, space, path = line.partition(" ")
+    if not space:
+        found = [name for name in COMMANDS if name.startswith(line)] if line.startswith("/") else []
+    elif command == "/image":
+        pattern = glob.escape(os.path.expanduser(path)) + "*"
+        found = [f"{command} {name}{os.sep * os.path.isdir(name)}" for name in sorted(glob.glob(pattern))]
+    else:
+        found = []
+    return found[number] if number < len(found) else None

@@ -1,8 +1,19 @@
 """The devices that a command computes on: `--mesh`, and the processes of several hosts."""
 
 import argparse
+import os
+import re
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from idefics_jax.cli.process import tell
+
+WAITING = 300  # seconds for the other processes, by default
+SILENT = 5  # seconds of them without a word
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
@@ -20,7 +31,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
             raise argparse.ArgumentTypeError(f"there is no axis {axis!r}; the axes are {', '.join(MESH_AXES)}")
         if axis in sizes:
             raise argparse.ArgumentTypeError(f"{axis} is given twice")
-        if not equals or not size.removeprefix("-").isdecimal() or (int(size) < 1 and size != "-1"):
+        if not equals or not re.fullmatch(r"-?[0-9]{1,9}", size) or (int(size) < 1 and size != "-1"):
             raise argparse.ArgumentTypeError(f"{part.strip()!r} must be {axis}= and a whole number, or -1 for the rest")
         sizes[axis] = int(size)
     if list(sizes.values()).count(-1) > 1:
@@ -28,33 +39,111 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return dict.fromkeys(MESH_AXES, 1) | sizes
 
 
-def join(coordinator: str | None, count: int | None, index: int | None, names: tuple[str, str, str]) -> None:
-    """Joins the other processes, if there are any.
+def join(
+    coordinator: str | None,
+    count: int | None,
+    index: int | None,
+    names: tuple[str, str, str],
+    timeout: int = WAITING,
+) -> None:
+    """Join the other processes, if there are any.
 
     Args:
         coordinator: HOST:PORT of the first; "auto", where JAX finds out by itself; None: there are no others.
         count, index: how many there are, and which one this is.
         names: of the three options.
+        timeout: seconds to wait for the others.
 
     Raises:
         ValueError: the options are not complete.
-        RuntimeError: the coordinator cannot be reached.
+        OSError: the first process cannot use its port.
+        RuntimeError: the others did not come in time.
     """
     where, how_many, which = names
     if coordinator is None:
         if count is not None or index is not None:
             raise ValueError(f"{how_many} and {which} need {where}.")
         return
-    import jax
-
     if coordinator == "auto":
-        jax.distributed.initialize()
+        try:
+            _initialize("the other processes, which JAX finds by itself", timeout)
+        except ValueError as error:
+            raise ValueError(
+                f"{where} auto finds the others on TPU pods and under Slurm, Open MPI and Kubernetes, and here it does "
+                f"not; give HOST:PORT of the first process, {how_many} and {which}."
+            ) from error
         return
     if count is None or index is None:
         raise ValueError(f"{where} HOST:PORT needs {how_many} and {which}.")
     if not 0 <= index < count:
         raise ValueError(f"{which} is {index}; it counts from 0 to {count - 1}.")
-    jax.distributed.initialize(coordinator, count, index)
+    if index == 0:
+        _check_port(coordinator, where)
+        others = "process 1" if count == 2 else f"processes 1 to {count - 1}"
+        awaited = f"{others}, which this process awaits at {coordinator}"
+    else:
+        awaited = f"process 0 at {coordinator}"
+    _initialize(awaited, timeout, coordinator_address=coordinator, num_processes=count, process_id=index)
+
+
+def _check_port(coordinator: str, name: str) -> None:
+    """Check that this process can serve at the coordinator's port; JAX would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
+        ).close()
+    except OSError as error:
+        raise OSError(
+            f"{name} {coordinator}: port {port} is not free here ({error.strerror}); choose another."
+        ) from error
+
+
+def _initialize(awaited: str, timeout: int, **arguments: Any) -> None:
+    """Run `jax.distributed.initialize` in a thread: it waits in C++, deaf to interrupts, and ends in an abort."""
+    import jax
+
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            jax.distributed.initialize(**arguments, initialization_timeout=timeout + 3600)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="join", daemon=True)
+    thread.start()
+    thread.join(min(timeout, SILENT))
+    if thread.is_alive():
+        tell(f"Waiting for {awaited}, for up to {timeout} seconds.")
+        thread.join(max(timeout - SILENT, 0))
+    if thread.is_alive():
+        raise RuntimeError(
+            f"Waited {timeout} seconds for {awaited}: start the same command on every host, check that they reach that "
+            "address, or wait longer (the coordinator's timeout)."
+        )
+    if failed:
+        raise failed[0]
+
+
+def start() -> None:
+    """Start JAX on this machine's devices, without what its libraries print.
+
+    Raises:
+        RuntimeError: JAX_PLATFORMS names what is not here.
+    """
+    import jax
+
+    from idefics_jax.quiet import quiet
+
+    with nullcontext() if jax.distributed.is_initialized() else quiet():
+        platform = jax.default_backend()
+    if platform == "cpu" and Path("/dev/nvidiactl").exists() and not os.environ.get("JAX_PLATFORMS"):
+        tell(
+            "This machine has an NVIDIA GPU, and JAX does not use it: pip install 'idefics-jax[cuda]' (CUDA 13; cuda12 "
+            "for CUDA 12) if that is missing; IDEFICS_JAX_DEBUG=1 shows what fails."
+        )
 
 
 @contextmanager
@@ -63,11 +152,12 @@ def joined(options: argparse.Namespace) -> Iterator[bool]:
 
     Raises:
         ValueError: the options are not complete.
-        RuntimeError: the coordinator cannot be reached.
+        OSError, RuntimeError: as `join`.
     """
     if options.coordinator is not None and options.mesh is None:
         raise ValueError("--coordinator needs --mesh, which says how the devices of all processes share the model.")
-    join(options.coordinator, options.processes, options.process, names=("--coordinator", "--processes", "--process"))
+    names = ("--coordinator", "--processes", "--process")
+    join(options.coordinator, options.processes, options.process, names, options.coordinator_timeout)
     if options.coordinator is None:
         yield True
         return

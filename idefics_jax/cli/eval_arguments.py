@@ -2,6 +2,10 @@
 
 import argparse
 
+from idefics_jax.cli.option_types import BEAMS, PENALTY, SEED, TOKENS, number, text, whole
+
+POSITIVE = whole(1)
+
 EVAL = "Answers the questions of a benchmark's files and scores the answers. Standard output gets the scores."
 EVAL_EXAMPLES = """
 tasks and their --data:
@@ -25,42 +29,19 @@ The same command in the same folder goes on where it was stopped, by kill -9 too
 """
 
 
-def shot_counts(text: str) -> list[int]:
+def shot_counts(given: str) -> list[int]:
     """The numbers that `--shots` gives, such as "0,4,8".
 
     Raises:
         argparse.ArgumentTypeError: what is wrong.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between, such as 0,4,8")
-    return sorted({int(part) for part in parts})
-
-
-def share(text: str) -> float:
-    """A part of a whole, between 0 and 1.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
+    parts = [part.strip() for part in given.split(",")]
     try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
-    return value
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
-    return int(text)
+        return sorted({whole(0)(part) for part in parts})
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{given[:40]!a} must be whole numbers with commas between, such as 0,4,8"
+        ) from None
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
@@ -84,10 +65,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--support-images", metavar="DIR", help="the folder of its images (default: as --images)")
     data.add_argument("--support-image-name", metavar="PATTERN", help="(default: as --image-name)")
     data.add_argument("--support-split", metavar="NAME", help="take only these images of it")
-    data.add_argument("--limit", type=positive, metavar="N", help="ask only the first N")
+    data.add_argument("--limit", type=POSITIVE, metavar="N", help="ask only the first N")
     data.add_argument(
         "--max-bad",
-        type=share,
+        type=number(0, 1),
         default=0.01,
         metavar="X",
         help="fail where more than this part of the data, and more than one example, is bad; 0 allows none "
@@ -115,7 +96,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         default="random",
         help="shots at random, or those with the most similar images, the most similar last (default random)",
     )
-    prompts.add_argument("--seed", type=int, default=0, metavar="N", help="of random shots (default 0)")
+    prompts.add_argument("--seed", type=SEED, default=0, metavar="N", help="of random shots (default 0)")
     prompts.add_argument(
         "--prompt",
         metavar="NAME",
@@ -124,14 +105,16 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--prompt-form", choices=("base", "instruct"), help="(default: instruct where the tokenizer has its token)"
     )
-    prompts.add_argument("--prefix", metavar="TEXT", help='what a prompt begins with, say "{bos}Answer briefly."')
     prompts.add_argument(
-        "--example", metavar="TEXT", help='an example\'s template, say "<image>Q: {question} A: {answer} "'
+        "--prefix", type=text, metavar="TEXT", help='what a prompt begins with, say "{bos}Answer briefly."'
+    )
+    prompts.add_argument(
+        "--example", type=text, metavar="TEXT", help='an example\'s template, say "<image>Q: {question} A: {answer} "'
     )
     prompts.add_argument("--classes", metavar="FILE", help="JSON: what the prompt calls each class or candidate")
     prompts.add_argument(
         "--max-prompt",
-        type=positive,
+        type=POSITIVE,
         metavar="N",
         help="most tokens of a prompt; more are cut at its beginning (default 1024 for captions, otherwise 2048)",
     )
@@ -139,13 +122,13 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 
 def _add_answers(parser: argparse.ArgumentParser) -> None:
     answers = parser.add_argument_group("answers")
-    answers.add_argument("--batch-size", type=positive, default=8, metavar="N", help="prompts together (default 8)")
-    answers.add_argument("--num-beams", type=positive, default=3, metavar="N", help="(default 3)")
+    answers.add_argument("--batch-size", type=POSITIVE, default=8, metavar="N", help="prompts together (default 8)")
+    answers.add_argument("--num-beams", type=BEAMS, default=3, metavar="N", help="(default 3)")
     answers.add_argument(
-        "--max-new-tokens", type=positive, default=15, metavar="N", help="most tokens of an answer (default 15)"
+        "--max-new-tokens", type=TOKENS, default=15, metavar="N", help="most tokens of an answer (default 15)"
     )
     answers.add_argument(
-        "--length-penalty", type=float, default=1.0, metavar="X", help="above 0 favours long answers (default 1)"
+        "--length-penalty", type=PENALTY, default=1.0, metavar="X", help="above 0 favours long answers (default 1)"
     )
     answers.add_argument(
         "--early-stopping",
@@ -155,12 +138,14 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
     )
     answers.add_argument(
         "--bad-word",
+        type=text,
         action="append",
         metavar="TEXT",
         help='must not occur; repeat it for more, "" for none (default: a newline, two of them, and the image tokens)',
     )
     answers.add_argument(
         "--stop",
+        type=text,
         action="append",
         metavar="TEXT",
         help='an answer is cut here; repeat it for more, "" for none (default: by the prompt)',
@@ -172,5 +157,8 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
         help="score a candidate by the sum or the mean of its tokens' log-probabilities (default sum)",
     )
     answers.add_argument(
-        "--positive", metavar="NAME", help="of two candidates the one that ROC AUC is of (default: the second)"
+        "--positive",
+        type=text,
+        metavar="NAME",
+        help="of two candidates the one that ROC AUC is of (default: the second)",
     )

@@ -13,8 +13,10 @@ from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model, load_processor
+from idefics_jax.cli.standard_input import read_all
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.images import image_source
+from idefics_jax.paths import read_json
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
 
@@ -98,14 +100,17 @@ def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dic
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return processor([prompt])
     if options.messages is None:
-        text = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
+        text = read_all().removesuffix("\n") if options.prompt == "-" else options.prompt
         return processor(text, images=options.image)
-    name = "Standard input" if options.messages == "-" else options.messages
-    try:
-        content = sys.stdin.read() if options.messages == "-" else Path(options.messages).read_text(encoding="utf-8")
-        messages = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}.") from error
+    if options.messages == "-":
+        name = "Standard input"
+        try:
+            messages = json.loads(read_all())
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{name} is not JSON: {error}.") from error
+    else:
+        name = options.messages
+        messages = read_json(Path(name))
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f'{name} must be a list of messages, such as [{{"role": "user", "content": "Hello."}}].')
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -137,5 +142,9 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--num-beams takes the likeliest tokens; leave it out, or --temperature and the like.")
     if options.stream and (several or options.num_beams > 1):
         raise ValueError("--stream prints one answer as it is made; leave out --num-beams and --num-return-sequences.")
+    if options.min_new_tokens > options.max_new_tokens:
+        raise ValueError(
+            f"--min-new-tokens is {options.min_new_tokens}, more than --max-new-tokens, {options.max_new_tokens}."
+        )
     if several and not draws and options.num_beams == 1:
         raise ValueError("Without drawing there is one answer; add --temperature or --num-beams.")

@@ -3,11 +3,14 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idefics_jax.cli.devices import start
+from idefics_jax.cli.process import tell
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.images import HighDepth
 from idefics_jax.pocket import POCKET
@@ -17,26 +20,47 @@ if TYPE_CHECKING:
     from idefics_jax.memory import Request
 
 
-def cache_directory() -> Path:
-    """Where this user's programs keep what they can make again: `idefics-jax` in the platform's own place."""
-    home = Path.home()
-    if sys.platform == "win32":
-        parent = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        parent = home / "Library" / "Caches"
-    else:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return parent / "idefics-jax"
+def cache_directory() -> Path | None:
+    """Return where this user's programs keep what they can make again: `idefics-jax` in the platform's own place.
+
+    None where the user has no home.
+    """
+    windows = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
+    given = Path(windows or os.environ.get("XDG_CACHE_HOME") or "")
+    if given.is_absolute():  # others are to be ignored, says the XDG specification
+        return given / "idefics-jax"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no account either
+        return None
+    places = {"win32": "AppData/Local", "darwin": "Library/Caches"}
+    return home / places.get(sys.platform, ".cache") / "idefics-jax"
 
 
 def keep_compiled_programs() -> None:
-    """Turns on JAX's persistent compilation cache; what the user set in JAX's own variables stays."""
+    """Turn on JAX's persistent compilation cache; what the user set in JAX's own variables stays."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    folder: Path | str | None = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        own = cache_directory()
+        folder = own and own / "compiled"
+        jax.config.update("jax_compilation_cache_dir", folder and str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if folder and "://" not in str(folder) and jax.config.jax_enable_compilation_cache and not _is_writable(folder):
+        note(f"Compiled programs are not kept: {folder} cannot be written; JAX_COMPILATION_CACHE_DIR names another.")
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _is_writable(folder: Path | str) -> bool:
+    """Make a directory, and return True if files can be made in it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def load_model(
@@ -59,6 +83,7 @@ def load_model(
     from idefics_jax.model import IdeficsForVisionText2Text
     from idefics_jax.sharding import make_mesh
 
+    start()
     keep_compiled_programs()
     mesh = None if mesh_sizes is None else make_mesh(**mesh_sizes)
     if dtype is None and jax.default_backend() == "cpu":
@@ -106,5 +131,5 @@ def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: I
 
 
 def note(text: str) -> None:
-    """A remark beside the answers."""
-    print(text, file=sys.stderr)
+    """Print a remark beside the answers."""
+    tell(text)

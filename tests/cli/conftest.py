@@ -47,7 +47,7 @@ def chat(checkpoint, capsys, monkeypatch):
     """Runs `idefics-jax chat` on lines of input; gives the lines it printed and its remarks."""
 
     def run(*lines, status=0, model=checkpoint, mesh=None):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(("\n".join(lines)).encode())))
         where = [] if mesh is None else ["--mesh", mesh]
         code = main(["chat", "--model", str(model), "--max-new-tokens", str(NEW_TOKENS), *where])
         out, err = capsys.readouterr()

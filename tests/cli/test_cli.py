@@ -50,7 +50,7 @@ def test_json(generate, answer):
 
 
 def test_the_prompt_can_come_from_standard_input(generate, answer, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
     assert generate(prompt=("--prompt", "-")) == answer[1] + "\n"
 
 
@@ -59,7 +59,7 @@ def test_messages(generate, checkpoint, images, tmp_path, monkeypatch, from_stan
     content = [{"type": "image", "path": str(images[0])}, {"type": "text", "text": "What is this?"}]
     text = json.dumps([{"role": "user", "content": content}])
     (tmp_path / "messages.json").write_text(text)
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((text).encode())))
     source = "-" if from_standard_input else str(tmp_path / "messages.json")
     expected = generate(
         prompt=("--prompt", "User:<image>What is this?<end_of_utterance>\nAssistant:"), images=images[:1]

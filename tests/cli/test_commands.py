@@ -174,7 +174,7 @@ def test_a_shown_command_works(checkpoint, tmp_path, monkeypatch, capsys, comman
     function = "idefics-jax() { printf '%s\\0' \"$@\" > arguments; cat > input; }"
     command = command.replace(PUBLISHED, str(checkpoint)).replace("DIR", str(checkpoint))
     subprocess.run(["bash", "-c", f"{function}\n{command}"], check=True, stdin=subprocess.DEVNULL)
-    monkeypatch.setattr("sys.stdin", io.StringIO(Path("input").read_text()))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((Path("input").read_text()).encode())))
     arguments = Path("arguments").read_text().split("\0")[:-1]
     status = main([*arguments, *FEW] if arguments != ["demo"] else arguments)
     out, err = capsys.readouterr()

@@ -121,7 +121,7 @@ def test_the_failure_of_one_is_that_of_both(source, tmp_path):
 
 def test_options_that_do_not_go_together(conversion, source, tmp_path):
     command = ["convert", source, tmp_path / "out"]
-    assert "give all three" in conversion(*command, "--num-processes", 2, status=1)
+    assert "--num-processes and --process-id need --coordinator" in conversion(*command, "--num-processes", 2, status=1)
     several = ["--coordinator", "127.0.0.1:1", "--num-processes", 2, "--process-id", 2]
     assert "--process-id is 2; it counts from 0 to 1" in conversion(*command, *several, status=1)
     assert not (tmp_path / "out").exists()
