@@ -1,6 +1,5 @@
 """A checkpoint that was opened: its configuration, its tensors and which of our weights they make."""
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel, hf
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.json_files import read_object
 from idefics_jax.orbax_files import is_orbax
 from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.stored import Stored, matched, stored_tensors
@@ -66,7 +66,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     """
     directory = checkpoint_directory(path, weights=True)
     config = IdeficsConfig.from_pretrained(directory)
-    values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    values = read_object(directory / "config.json")
     stored = stored_tensors(directory, config)
     wanted = matched(weights_of(model_class(values), config), stored, config, directory)
     names = {str(name) for weight in wanted for name in weight.names.flat}

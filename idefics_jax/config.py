@@ -5,14 +5,20 @@ that this library does not implement is refused when the dataclass is made, by n
 """
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from idefics_jax import config_json
 from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.json_files import read_object
 from idefics_jax.paths import PathLike
 
+ADAPTER = "adapter_config.json"
+# The most that any field can be: far above every model that there is, and what a machine can still refuse in time.
+LIMITS = {"num_hidden_layers": 1024, "resampler_depth": 1024, "image_size": 4096, "num_channels": 64}
+SIZE_LIMIT = 2**24  # of all other sizes
 ACTIVATION_NAMES = ("silu", "gelu", "quick_gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 
 
@@ -169,11 +175,17 @@ class IdeficsConfig:
             FileNotFoundError: there is no such directory, file or hub model.
             ValueError: the file is not JSON, or holds what `from_dict` refuses.
         """
-        file = checkpoint_directory(path, ["config.json"]) / "config.json"
-        if not file.is_file():
+        file = checkpoint_directory(path, ["config.json", ADAPTER]) / "config.json"
+        if (file.parent / ADAPTER).exists():
+            raise ValueError(
+                f"{file.parent} holds a PEFT adapter, and no whole model: merge it in PEFT by merge_and_unload(), save "
+                "the result, and load that."
+            )
+        if not file.exists():
             raise FileNotFoundError(f"{file.parent} has no config.json; point to the directory of a checkpoint.")
+        values = read_object(file)
         try:
-            return cls.from_dict(config_json.load(file))
+            return cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
@@ -226,9 +238,17 @@ def _published(**values: Any) -> IdeficsConfig:
 
 def _check_sizes(config: Any) -> None:
     for item in fields(config):
-        least = 0 if item.name == "additional_vocab_size" or item.name.endswith("_id") else 1
-        if item.type is int and (value := getattr(config, item.name)) < least:
-            raise ValueError(f"{config.prefix}{item.name} must be at least {least}, but is {value}.")
+        value, name = getattr(config, item.name), f"{config.prefix}{item.name}"
+        if item.type is int:
+            if type(value) is not int:
+                raise ValueError(f"{name} must be int, but is {value!r}.")
+            least = 0 if item.name == "additional_vocab_size" or item.name.endswith("_id") else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, but is {value}.")
+            if value > (most := LIMITS.get(item.name, SIZE_LIMIT)):
+                raise ValueError(f"{name} must be at most {most:,}, but is {value:,}; no checkpoint has as many.")
+        elif item.type is float and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number of at least 0, but is {value}.")
 
 
 def _check_one_of(config: Any, name: str, choices: tuple) -> None:

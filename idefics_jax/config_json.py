@@ -6,12 +6,11 @@ keys of the first revisions (`vision_embed_dim`, `resampler_depth`); `rope_theta
 absent `vision_config.hidden_act` meant quick_gelu).
 """
 
-import json
 from dataclasses import asdict, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from idefics_jax.paths import AnyPath
+from idefics_jax.json_files import check_types
 
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig
@@ -78,17 +77,6 @@ _GENERIC = {
 }
 
 
-def load(file: AnyPath) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where it holds anything else."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"this is not JSON ({error}); replace the file.") from error
-    if not isinstance(values, dict):
-        raise ValueError("this is not a JSON object; replace the file.")
-    return values
-
-
 def read(kind: "type[IdeficsConfig]", values: dict[str, Any]) -> "IdeficsConfig":
     """The configuration that the fields of a `config.json` describe; ValueError where one is not implemented."""
     types: dict[str, Any] = {field.name: field.type for field in fields(kind)}
@@ -108,6 +96,7 @@ def read(kind: "type[IdeficsConfig]", values: dict[str, Any]) -> "IdeficsConfig"
     values["rope_theta"] = _rope_theta(values, kind.rope_theta)
     torch_dtype = values.pop("torch_dtype", kind.dtype)
     values.setdefault("dtype", torch_dtype)
+    check_types(values, {"architectures": list}, "config.json")
     for architecture in values.pop("architectures", []):
         _one_of("architectures", architecture, ARCHITECTURES)
     _one_of("model_type", values.pop("model_type", "idefics"), ("idefics",))
@@ -133,7 +122,7 @@ def write(config: "IdeficsConfig") -> dict[str, Any]:
 def _sub_config(values: dict[str, Any], name: str) -> dict[str, Any]:
     sub = values.pop(name, {})
     if not isinstance(sub, dict):
-        raise ValueError(f"{name} must be an object, but is {sub!r}.")
+        raise ValueError(f"{name} must be an object, but is {_shown(sub)}.")
     sub = {key: value for key, value in sub.items() if value is not None}
     _one_of(f"{name}.model_type", sub.pop("model_type", "idefics"), SUB_MODEL_TYPES)
     return sub
@@ -152,7 +141,7 @@ def _square(size: Any, name: str) -> Any:
     if not isinstance(size, list | tuple):
         return size
     if len(size) != 2 or size[0] != size[1]:
-        raise ValueError(f"vision_config.{name} {list(size)} is not implemented; it must be square.")
+        raise ValueError(f"vision_config.{name} {_shown(list(size))} is not implemented; it must be square.")
     return size[0]
 
 
@@ -161,7 +150,7 @@ def _rope_theta(values: dict[str, Any], default: float) -> Any:
     for name in ("rope_parameters", "rope_scaling"):
         rope = values.pop(name, {})
         if not isinstance(rope, dict):
-            raise ValueError(f"{name} must be an object, but is {rope!r}.")
+            raise ValueError(f"{name} must be an object, but is {_shown(rope)}.")
         for key, value in rope.items():
             if key == "rope_theta":
                 theta = value
@@ -182,7 +171,7 @@ def _make(kind: Any, values: dict[str, Any], remarks: set[str], **sub_configs: A
             _one_of(kind.prefix + name, value, (_GENERIC[name],))
         elif name not in remarks:
             raise ValueError(
-                f"{kind.prefix}{name} {value!r} is not implemented; remove the field if the model works without."
+                f"{kind.prefix}{name} {_shown(value)} is not implemented; remove the field if the model works without."
             )
     return kind(**arguments)
 
@@ -193,7 +182,7 @@ def _from_json(name: str, value: Any, kind: Any) -> Any:
     elif kind is float and type(value) is int:
         value = float(value)
     if not _is(value, kind):
-        raise ValueError(f"{name} must be {kind.__name__ if type(kind) is type else kind}, but is {value!r}.")
+        raise ValueError(f"{name} must be {kind.__name__ if type(kind) is type else kind}, but is {_shown(value)}.")
     return value
 
 
@@ -207,4 +196,10 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _one_of(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{name} {value!r} is not implemented; known: {', '.join(str(choice) for choice in choices)}.")
+        known = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"{name} {_shown(value)} is not implemented; known: {known}.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."

@@ -1,6 +1,7 @@
 """Images to the vision tower's pixels: RGB, resized to a square, rescaled and normalised as CLIP's."""
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,10 +25,12 @@ from idefics_jax.images import (
     short_name,
     to_rgb,
 )
+from idefics_jax.json_files import check_types, read_object
 from idefics_jax.paths import PathLike
 from idefics_jax.remote import fetch
 
 FILES = ["preprocessor_config.json", "processor_config.json"]
+NUMBERS = float | list | tuple
 # What transformers also writes: values that must be these for this code to be right, ...
 FIXED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "image_num_channels": 3}
 # ... and what says nothing about the pixels.
@@ -174,6 +177,9 @@ class IdeficsImageProcessor:
             ValueError: a value, named, that is not implemented here.
         """
         known = {field.name for field in fields(cls)} - {"fetch"}
+        flags = dict.fromkeys((name for name in known if name.startswith("do_")), bool)
+        numbers = {"rescale_factor": float, "image_mean": NUMBERS, "image_std": NUMBERS}
+        check_types(values, {**flags, **numbers}, "The image processor")
         chosen = {name: value for name, value in values.items() if name in known and value is not None}
         for name, value in values.items():
             if value is None or name in known or name in LABELS or name == "size":
@@ -190,6 +196,11 @@ class IdeficsImageProcessor:
         for name in ("image_mean", "image_std"):
             if name in chosen:
                 value = chosen[name]
+                parts = value if isinstance(value, list | tuple) else [value]
+                if not all(type(x) in (int, float) and math.isfinite(x) and (x or name == "image_mean") for x in parts):
+                    raise ValueError(
+                        f"The image processor's {name}={value!r} must hold finite numbers, and no std of 0."
+                    )
                 chosen[name] = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
                 if len(chosen[name]) != 3:
                     raise ValueError(f"The image processor's {name}={value!r} must have 3 values, one per channel.")
@@ -221,15 +232,16 @@ class IdeficsImageProcessor:
         """
         directory = checkpoint_directory(path_or_id, FILES)
         for name in FILES:
-            if (directory / name).is_file():
-                try:
-                    values = json.loads((directory / name).read_text(encoding="utf-8"))
-                except ValueError as error:
-                    raise ValueError(f"{directory / name} is not valid JSON: {error}.") from error
-                if name == FILES[0]:
-                    return cls.from_dict(values)
-                if "image_processor" in values:
-                    return cls.from_dict(values["image_processor"])
+            if (directory / name).exists():
+                values = read_object(directory / name)
+                if name != FILES[0]:
+                    check_types(values, {"image_processor": dict}, directory / name)
+                    values = values.get("image_processor")
+                if values is not None:
+                    try:
+                        return cls.from_dict(values)
+                    except ValueError as error:
+                        raise ValueError(f"{directory / name}: {error}") from error
         raise FileNotFoundError(f"{directory} has no {FILES[0]}, which says how images are preprocessed.")
 
     def save_pretrained(self, directory: PathLike) -> None:

@@ -86,6 +86,8 @@ def read_json(path: AnyPath, limit: int = MAX_JSON) -> Any:
         ValueError: it is no regular file, is too large, or is not JSON.
     """
     content = read_regular(path, limit)
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer; run `git lfs pull` there to have the file itself.")
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from idefics_jax.paths import AnyPath
+from idefics_jax.paths import MAX_JSON, AnyPath, read_regular
 
 # Numbers from sentencepiece's `sentencepiece_model.proto`.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of ModelProto
@@ -49,7 +49,7 @@ def read_sentencepiece(path: AnyPath) -> dict[str, Any]:
         ValueError: not a sentencepiece model, or one that is not like LLaMA's: byte-fallback BPE without normalisation.
     """
     try:
-        model = list(_fields(path.read_bytes()))
+        model = list(_fields(read_regular(path, MAX_JSON)))
         pieces = [dict(_fields(value)) for number, value in model if number == PIECES]
         trainer, normalizer = (dict(_fields(dict(model)[number])) for number in (TRAINER, NORMALIZER))
         texts = [piece[1].decode("utf-8") for piece in pieces]
@@ -62,6 +62,7 @@ def read_sentencepiece(path: AnyPath) -> dict[str, Any]:
         "256 byte pieces": kinds.count(BYTE) == 256,
         "one unknown piece": kinds.count(UNKNOWN) == 1,
         "no user-defined or unused pieces": set(kinds) <= {NORMAL, UNKNOWN, CONTROL, BYTE},
+        "pieces of at most 1,000 characters": max(map(len, texts)) <= 1000,
         "no character map": not normalizer.get(2),
         "add_dummy_prefix": normalizer.get(3, 1) == 1,
         "remove_extra_whitespaces off": normalizer.get(4, 1) == 0,

@@ -12,10 +12,13 @@ from tokenizers import AddedToken, Tokenizer
 from idefics_jax.checks import LOADING, check_text, refuse, shown
 from idefics_jax.commit import committed
 from idefics_jax.hub import checkpoint_directory
+from idefics_jax.json_files import check_types, read_object
 from idefics_jax.padding import INSTEAD, Padding, Side, as_tensors, check_tensors
 from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.sentencepiece_model import LLAMA_STEPS, read_sentencepiece
 
+NAMED = ("unk_token", "bos_token", "eos_token", "pad_token")
+LISTS = ("additional_special_tokens", "extra_special_tokens")
 FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 MAX_CHARACTERS = 1_000_000  # of a text: some thirty times what fills the longest published context
 
@@ -223,16 +226,20 @@ class IdeficsTokenizer:
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         refuse("from_pretrained", unknown, hub, LOADING)
         directory = checkpoint_directory(path_or_id, FILES, **hub)
-        config = _read_json(directory / "tokenizer_config.json") | _read_json(directory / "special_tokens_map.json")
-        if (directory / "tokenizer.json").is_file():
-            content = _as_original(_read_json(directory / "tokenizer.json"))
-        elif (directory / "tokenizer.model").is_file():
+        config = {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            config |= _settings(directory / name)
+        if (directory / "tokenizer.json").exists():
+            content = _as_original(_tokenizer_json(directory / "tokenizer.json"))
+        elif (directory / "tokenizer.model").exists():
             content = read_sentencepiece(directory / "tokenizer.model")
         else:
             raise FileNotFoundError(f"{directory} has neither tokenizer.json nor tokenizer.model.")
         try:
             tokenizer = Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # what the library raises is a bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises a bare Exception, and where it panics not even that
             raise ValueError(f"The tokenizer in {directory} cannot be used: {error}.") from error
         _add_tokens(tokenizer, _named_ids(directory, config), directory)
         return cls(tokenizer, config)
@@ -318,22 +325,27 @@ def _as_original(content: dict[str, Any]) -> dict[str, Any]:
     out where there is one; and a special token marked `normalized` would swallow the space that follows it.
     """
     normalizer, pre_tokenizer = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
-    steps = {step["type"] for step in normalizer.get("normalizers", [normalizer]) if step}
+    steps = {str(step.get("type")) for step in normalizer.get("normalizers", [normalizer]) if step}
     original = {"Prepend"} <= steps <= {"Prepend", "Replace"} and not pre_tokenizer
     newer = not steps and pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme") != "never"
     if not (content["model"].get("byte_fallback") and (original or newer)):
         return content
-    added = [token | {"normalized": False} if token["special"] else token for token in content.get("added_tokens", [])]
+    added = [
+        token | {"normalized": False} if token.get("special") else token for token in content.get("added_tokens") or []
+    ]
     return content | LLAMA_STEPS | {"added_tokens": added}
 
 
 def _named_ids(directory: AnyPath, config: dict[str, Any]) -> dict[str, int | None]:
     """The special tokens that the other files name, in the order of their ids; None: the next free one."""
     ids = _read_json(directory / "added_tokens.json")
-    ids |= {_content(token): int(id) for id, token in config.get("added_tokens_decoder", {}).items()}
-    names = [config.get(name) for name in ("unk_token", "bos_token", "eos_token", "pad_token")]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        names += config.get(name) or []
+    check_types(ids, dict.fromkeys(ids, int), directory / "added_tokens.json")
+    ids = {token: id for token, id in ids.items() if id is not None}
+    ids |= {_content(token): int(id) for id, token in (config.get("added_tokens_decoder") or {}).items()}
+    names = [config.get(name) for name in NAMED]
+    for name in LISTS:
+        tokens = config.get(name) or []
+        names += tokens.values() if isinstance(tokens, dict) else tokens  # an object names each, as `image_token`
     without_id = {_content(token): None for token in names if token}
     return without_id | dict(sorted(ids.items(), key=lambda item: item[1]))
 
@@ -354,11 +366,44 @@ def _content(token: str | dict[str, Any] | None) -> str:
     return (token.get("content") if isinstance(token, dict) else token) or ""
 
 
+def _tokenizer_json(path: AnyPath) -> dict[str, Any]:
+    """Read a `tokenizer.json` and check the parts that are looked at here."""
+    content = read_object(path)
+    parts = {"model": dict, "normalizer": dict, "pre_tokenizer": dict, "added_tokens": list}
+    check_types(content, parts, path)
+    if content.get("model") is None:
+        raise ValueError(f"{path} has no model; replace the file.")
+    normalizers = (content.get("normalizer") or {}).get("normalizers", [])
+    tokens = content.get("added_tokens") or []
+    if not isinstance(normalizers, list) or not all(isinstance(item, dict) for item in [*normalizers, *tokens]):
+        raise ValueError(f"{path}: added_tokens and normalizers must be lists of objects.")
+    for token in tokens:
+        check_types(token, {"content": str, "special": bool, "id": int}, f"{path}, added_tokens")
+    return content
+
+
+def _settings(path: AnyPath) -> dict[str, Any]:
+    """Read a `tokenizer_config.json` or `special_tokens_map.json`, and check the fields that are used."""
+    config = _read_json(path)
+    types = dict.fromkeys(NAMED, str | dict) | {"additional_special_tokens": list, "extra_special_tokens": list | dict}
+    types |= {"added_tokens_decoder": dict, "padding_side": str, "truncation_side": str}
+    check_types(config, types, path)
+    tokens = {name: config[name] for name in NAMED if config.get(name) is not None}
+    for name in LISTS:
+        values = config.get(name) or []
+        tokens |= {
+            f"{name}.{key}": token for key, token in (values.items() if isinstance(values, dict) else enumerate(values))
+        }
+    for id, token in (config.get("added_tokens_decoder") or {}).items():
+        if not (id.isascii() and id.isdigit()):
+            raise ValueError(f"{path}: added_tokens_decoder has {shown(id)} for an id; it must be a whole number.")
+        tokens[f"added_tokens_decoder.{id}"] = token
+    for name, token in tokens.items():
+        if not isinstance(token.get("content") if isinstance(token, dict) else token, str):
+            raise ValueError(f"{path}: {name} must be a token's text or an object with its content.")
+    return config
+
+
 def _read_json(path: AnyPath) -> dict[str, Any]:
-    """The contents of a JSON file; {} if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    """Return the object in a JSON file; {} if there is none."""
+    return read_object(path) if path.exists() else {}

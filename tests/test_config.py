@@ -195,12 +195,21 @@ def test_from_pretrained_names_the_file_at_fault(tmp_path):
         IdeficsConfig.from_pretrained(tmp_path)
     file = tmp_path / "config.json"
     for text, sentence in {
-        '{"hidden_size": ': "this is not JSON .*; replace the file",
-        "[1, 2]": "this is not a JSON object; replace the file",
-        '{"alpha_type": "matrix"}': "alpha_type 'matrix' is not implemented",
+        '{"hidden_size": ': " is not valid JSON: ",
+        "[1, 2]": " holds a list instead of an object; replace the file",
+        "null": " holds null instead of an object",
+        "[" * 100_000: " is not valid JSON: its brackets are nested too deep",
+        '{"vocab_size": 1' + "0" * 10**6 + "}": " is not valid JSON: ",
+        '{"alpha_type": "matrix"}': ": alpha_type 'matrix' is not implemented",
+        '{"architectures": 5}': ": architectures must be a list, but is 5",
+        '{"rms_norm_eps": NaN}': ": rms_norm_eps must be a finite number",
+        '{"num_hidden_layers": true}': ": num_hidden_layers must be int, but is True",
+        '{"num_hidden_layers": 1000000000}': ": num_hidden_layers must be at most 1,024, but is 1,000,000,000",
+        '{"hidden_size": 1099511627776}': ": hidden_size must be at most 16,777,216",
+        '{"vision_config": {"image_size": 30002}}': r": vision_config\.image_size must be at most 4,096",
     }.items():
         file.write_text(text)
-        with pytest.raises(ValueError, match=rf"config\.json: {sentence}"):
+        with pytest.raises(ValueError, match=rf"config\.json{sentence}"):
             IdeficsConfig.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="elsewhere is not a directory, and no checkpoint of that name"):
         IdeficsConfig.from_pretrained(tmp_path / "elsewhere")

@@ -323,3 +323,38 @@ def test_streamed_text_comes_at_once_and_characters_whole(tiny):
     ids = tiny.encode("a 猫 in the image")
     assert [streamer.put(id) for id in ids] == [" a", " ", "", "", "", "猫 in", " the", " image"]
     assert streamer.end() == ""
+
+
+def test_extra_special_tokens_can_be_an_object(tmp_path):
+    """As transformers writes them from 4.46 on: names for the tokens, which are no tokens themselves."""
+    save_sentencepiece(tmp_path / "tokenizer.model", learnt_pieces())
+    extra = {"extra_special_tokens": {"fake_token": FAKE, "image_token": {"content": IMAGE}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(extra))
+    tokenizer = IdeficsTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.convert_tokens_to_ids([FAKE, IMAGE]) == [VOCAB_SIZE, VOCAB_SIZE + 1]
+    assert "image_token" not in tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer.json", [], "holds a list instead of an object"),
+        ("tokenizer.json", {}, "has no model"),
+        ("tokenizer.json", {"model": 3}, "model must be an object, but is 3"),
+        ("tokenizer.json", {"model": {}, "added_tokens": [5]}, "must be lists of objects"),
+        ("tokenizer_config.json", None, "holds null instead of an object"),
+        ("tokenizer_config.json", {"bos_token": 5}, "bos_token must be a string or an object, but is 5"),
+        ("tokenizer_config.json", {"bos_token": {}}, "bos_token must be a token's text"),
+        ("tokenizer_config.json", {"extra_special_tokens": 7}, "extra_special_tokens must be a list or an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": "a"}}, 'has "x" for an id'),
+        ("special_tokens_map.json", {"additional_special_tokens": [3]}, "additional_special_tokens.0 must be a token"),
+        ("added_tokens.json", {"<image>": "five"}, '<image> must be a whole number, but is "five"'),
+        ("added_tokens.json", [1], "holds a list instead of an object"),
+    ],
+)
+def test_wrong_types_are_named(tmp_path, name, content, sentence):
+    save_tiny_tokenizer(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    found = message(tmp_path)
+    assert str(tmp_path / name) in found
+    assert sentence in found

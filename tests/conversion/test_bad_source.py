@@ -134,7 +134,7 @@ CASES = {
     "config of another depth": (lambda d: change_config(d, num_hidden_layers=12), "Missing from"),
     "config of another kind": (lambda d: change_config(d, alpha_type="matrix"), "alpha_type 'matrix' is not"),
     "no config": (delete("config.json"), "has no config.json"),
-    "config cut off": (cut("config.json", 20), "config.json: this is not JSON"),
+    "config cut off": (cut("config.json", 20), "config.json is not valid JSON"),
     "no weights": (lambda d: [f.unlink() for f in d.glob("model*")], "is it a checkpoint"),
     "malicious pickle": (
         with_bin(evil_bin),
