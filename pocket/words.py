@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from idefics_jax.evaluation.templates import OWN_TEMPLATES
 from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
 from idefics_jax.tokenizer import IdeficsTokenizer
 
@@ -12,6 +13,19 @@ CONTROL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 ADDED = [FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE]
 MOST_PIECES = 4096
+#: Prompts of the benchmarks as the model is taught to converse, for `idefics-jax eval`.
+EVALUATION_PROMPTS = {
+    name: {
+        "prefix": "{bos}",
+        "example": f"User:<image>{question}{END_OF_UTTERANCE}\nAssistant: {{answer}}{END_OF_UTTERANCE}\n",
+        "stop_words": [END_OF_UTTERANCE],
+    }
+    for name, question in {
+        "vqa": "{question}",
+        "captions": "Describe the picture.",
+        "photo": "What is in this picture?",
+    }.items()
+}
 
 
 def make_tokenizer(texts: Iterable[str]) -> IdeficsTokenizer:
@@ -42,4 +56,4 @@ def make_tokenizer(texts: Iterable[str]) -> IdeficsTokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([*CONTROL, *ADDED])
-    return IdeficsTokenizer(tokenizer)
+    return IdeficsTokenizer(tokenizer, {OWN_TEMPLATES: EVALUATION_PROMPTS})

@@ -22,7 +22,7 @@ from pocket.pictures import PICTURES as DRAWN
 from pocket.prepare import Pictures, make_document
 from pocket.questions import COUNTS, NAMING, ask, caption, document, with_article
 from pocket.scenes import COLOURS, SIDE, make_scene
-from pocket.words import make_tokenizer
+from pocket.words import EVALUATION_PROMPTS, make_tokenizer
 from train.data.sources import TarShard
 
 MOST_BYTES = 8e6
@@ -85,6 +85,22 @@ def test_chat_remembers_the_picture(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", StringIO(lines))
     assert main(["chat"]) == 0
     assert capsys.readouterr().out.split() == ["elephant", "one"]
+
+
+def test_an_evaluation_takes_the_prompts_that_it_was_taught(tmp_path, capsys):
+    asked = json.loads((PICTURES / "questions.json").read_text())
+    pairs = [(name, question) for name, questions in asked.items() for question in questions]
+    records = [{"image": n, "question": q, "answer": a} for (n, q), a in zip(pairs, RIGHT, strict=True)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["eval", "jsonl", "--data", f"{tmp_path}/data.jsonl", "--images", str(PICTURES)]
+    assert main([*command, "--out", f"{tmp_path}/run"]) == 0
+    scores = json.loads((tmp_path / "run" / "summary.json").read_text())["results"][0]["scores"]
+    assert scores["exact match"]["value"] > 80  # without a prompt of its own 0
+    capsys.readouterr()
+
+
+def test_its_prompts_are_the_recipe_s(processor):
+    assert processor.tokenizer.config["evaluation_prompts"] == EVALUATION_PROMPTS
 
 
 @pytest.mark.torch

@@ -103,7 +103,9 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help="vqa, vizwiz, captions, photo, sentiment, hateful-memes or scienceqa (default: by the task)",
     )
     prompts.add_argument(
-        "--prompt-form", choices=("base", "instruct"), help="(default: instruct where the tokenizer has its token)"
+        "--prompt-form",
+        choices=("base", "instruct"),
+        help="(default: the checkpoint's own where it names one, or instruct where the tokenizer has its token)",
     )
     prompts.add_argument(
         "--prefix", type=text, metavar="TEXT", help='what a prompt begins with, say "{bos}Answer briefly."'

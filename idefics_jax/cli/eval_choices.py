@@ -8,7 +8,7 @@ from typing import Any
 from idefics_jax.evaluation.examples import Data, Example
 from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
 from idefics_jax.evaluation.task_files import read_json
-from idefics_jax.evaluation.templates import DEFAULTS, TEMPLATES, make_template
+from idefics_jax.evaluation.templates import DEFAULTS, TEMPLATES, make_template, own_template
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.prompts import FAKE_TOKEN, IMAGE_TOKEN
@@ -33,6 +33,7 @@ def make_protocol(
     form = options.prompt_form or ("instruct" if processor.end_of_utterance else "base")
     if form == "instruct" and not processor.end_of_utterance:
         raise ValueError(f"{options.model} has no token that ends an utterance; --prompt-form instruct needs it.")
+    own = None if options.prompt_form else own_template(processor.tokenizer.config, name)
     stop_words = None if options.stop is None else tuple(word for word in options.stop if word)
     closed = any(example.candidates is not None for example in data.examples)
     if options.positive is not None and not any(
@@ -42,9 +43,9 @@ def make_protocol(
     bad_words = BAD_WORDS if options.bad_word is None else tuple(word for word in options.bad_word if word)
     return Protocol(
         task=options.task,
-        template=make_template(name, form, options.prefix, options.example, stop_words),
+        template=make_template(name, form, options.prefix, options.example, stop_words, own),
         names=_names(options, [data] if support is None else [data, support]),
-        zero_shot=options.zero_shot or ("none" if closed else "text-only"),
+        zero_shot=options.zero_shot or ("none" if closed or own is not None else "text-only"),
         select=options.select,
         seed=options.seed,
         batch_size=options.batch_size,

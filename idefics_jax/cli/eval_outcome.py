@@ -18,6 +18,7 @@ from idefics_jax.evaluation.store import Answer, Store, write_json
 from idefics_jax.pocket import POCKET
 
 PROBLEMS_SHOWN = 10
+ONE_CAPTION = "CIDEr-D of one image is 0 whatever its caption: words count by how few of the images have them."
 
 
 def is_too_many(options: argparse.Namespace, problems: list[Problem], count: int) -> bool:
@@ -74,6 +75,7 @@ def finish(
         worst = max(worst, [*data.problems, *bad], key=len)
     store.write_problems([*worst, *of_support])
     shown = [problem.text for problem in [*worst, *of_support][:PROBLEMS_SHOWN]]
+    notes = [ONE_CAPTION] if options.task == "captions" and any(part["count"] == 1 for part in results) else []
     summary = {
         "task": options.task,
         "model": "the pocket model" if options.model == POCKET else options.model,
@@ -81,11 +83,14 @@ def finish(
         "settings": _shown_settings(protocol),
         "main": main,
         "results": results,
+        "notes": notes,
         "problems": {"count": len(worst) + len(of_support), "share": len(worst) / max(count, 1), "first": shown},
     }
     write_json(store.folder / "summary.json", summary)
     write_report(store.folder / "report.html", summary, records)
     _print_table(summary)
+    for text in notes:
+        note(text)
     if worst or of_support:
         note(f"{len(worst) + len(of_support):,} bad examples; {store.folder / 'problems.jsonl'} lists them.")
     if is_too_many(options, worst, count):

@@ -64,6 +64,7 @@ def _scores(summary: dict[str, Any]) -> str:
         cells += [f"<td>{result[name]:,}</td>" for name in counts]
         rows.append(f"<tr><th>{result['shots']:,}</th>{''.join(cells)}</tr>")
     note = "" if names else "<p class=quiet>There are no references, and so no scores.</p>"
+    note += "".join(f"<p class=quiet>{html.escape(text)}</p>" for text in summary.get("notes", ()))
     interval = "<p class=quiet>In brackets: where 95 of 100 bootstrap draws of the questions lie.</p>" if names else ""
     table = f"<table class=scores><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f"<section><div class=wide>{table}</div>{interval}{note}</section>"

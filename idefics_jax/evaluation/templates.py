@@ -8,7 +8,7 @@ docs/evaluation.md), since a score is only comparable under the same prompt.
 
 import string
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from idefics_jax.evaluation.examples import Example
 from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN
@@ -108,16 +108,48 @@ TEMPLATES["vizwiz"]["instruct"] = TEMPLATES["vqa"]["instruct"]
 DEFAULTS = {"vqa": "vqa", "captions": "captions", "classification": "photo", "jsonl": "vqa"}
 
 
+#: Field of a checkpoint's `tokenizer_config.json` with the templates that it was trained on, by the names above.
+OWN_TEMPLATES = "evaluation_prompts"
+
+
+def own_template(tokenizer_config: dict[str, Any], name: str) -> Template | None:
+    """The template of this name that a checkpoint names as its own; None where it names none.
+
+    Raises:
+        ValueError: the field is not of the form that docs/evaluation.md describes.
+    """
+    own = tokenizer_config.get(OWN_TEMPLATES)
+    if own is None or (isinstance(own, dict) and name not in own):
+        return None
+    found = own[name] if isinstance(own, dict) else None
+    if isinstance(found, dict) and set(found) == set(Template._fields):
+        prefix, example, stop_words = (found[field] for field in Template._fields)
+        if isinstance(stop_words, list) and all(isinstance(text, str) for text in (prefix, example, *stop_words)):
+            return Template(prefix, example, tuple(stop_words))
+    raise ValueError(
+        f"{OWN_TEMPLATES} in tokenizer_config.json must hold prompts by name, each with the texts prefix and example "
+        f"and the list stop_words; {name} is {found!r}."
+    )
+
+
 def make_template(
-    name: str, form: str, prefix: str | None, example: str | None, stop_words: tuple[str, ...] | None
+    name: str,
+    form: str,
+    prefix: str | None,
+    example: str | None,
+    stop_words: tuple[str, ...] | None,
+    own: Template | None = None,
 ) -> Template:
     """The template of this name and form, with the parts that are given instead of its own.
+
+    Args:
+        own: the checkpoint's, which is taken instead.
 
     Raises:
         ValueError: the example is not a format string, or has no `{answer}` or more than one.
     """
     forms = TEMPLATES[name]
-    template = forms.get(form, forms["base"])
+    template = own or forms.get(form, forms["base"])
     given = {"prefix": prefix, "example": example, "stop_words": stop_words}
     template = template._replace(**{part: value for part, value in given.items() if value is not None})
     for part in (template.prefix, template.example):

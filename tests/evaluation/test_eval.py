@@ -168,6 +168,14 @@ def test_vqa(evaluate, model, processor, files):
     assert out.count("│ 12 ") == 2
 
 
+def test_cider_of_one_image_is_0_and_said_to_be(evaluate):
+    folder, _, err = evaluate("captions", "--zero-shot", "none", "no support", "--limit", 1, "--num-beams", 1)
+    assert "CIDEr-D of one image is 0" in err
+    assert "CIDEr-D of one image is 0" in (folder / "report.html").read_text(encoding="utf-8")
+    _, _, err = evaluate("captions", "--zero-shot", "none", "no support", "--limit", 2, "--num-beams", 1, out="two")
+    assert "CIDEr-D of one image" not in err
+
+
 def test_captions(evaluate, files):
     folder, out, _ = evaluate("captions", "--shots", "1", "--num-beams", 1)
     predictions = read_json(folder, "predictions-1.json")

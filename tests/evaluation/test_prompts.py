@@ -5,7 +5,14 @@ import pytest
 from idefics_jax.evaluation.examples import Example
 from idefics_jax.evaluation.prompting import Shot, make_prompt, prompt_text
 from idefics_jax.evaluation.shots import generator, shown
-from idefics_jax.evaluation.templates import CAPTION_STOPS, TEMPLATES, VQA_STOPS, make_template
+from idefics_jax.evaluation.templates import (
+    CAPTION_STOPS,
+    TEMPLATES,
+    VQA_STOPS,
+    Template,
+    make_template,
+    own_template,
+)
 from tests.tiny_processor import tiny_processor
 from tests.tiny_tokenizer import IMAGE_TOKEN_ID
 
@@ -162,3 +169,37 @@ def test_answers_in_shots():
     assert shown(answers, "vqa", generator(0, 1, "")).answer == "no"  # the first of the most frequent
     drawn = {shown(answers, "captions", generator(seed, 1, "")).answer for seed in range(30)}
     assert drawn == {"no", "yes", "maybe"}
+
+
+OWN = {"prefix": "{bos}", "example": "<image>{answer}", "stop_words": ["x"]}
+
+
+@pytest.mark.parametrize("config", [{}, {"evaluation_prompts": None}, {"evaluation_prompts": {"photo": OWN}}], ids=str)
+def test_a_checkpoint_need_not_name_a_prompt(config):
+    assert own_template(config, "vqa") is None
+
+
+def test_a_checkpoint_s_own_prompt():
+    own = own_template({"evaluation_prompts": {"vqa": OWN}}, "vqa")
+    assert own == Template("{bos}", "<image>{answer}", ("x",))
+    assert make_template("vqa", "instruct", None, "<image> {answer}.", None, own) == own._replace(
+        example="<image> {answer}."
+    )
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [],
+        "vqa",
+        {"vqa": None},
+        {"vqa": "text"},
+        {"vqa": {}},
+        {"vqa": OWN | {"stop_words": "x"}},
+        {"vqa": OWN | {"a": 1}},
+    ],
+    ids=str,
+)
+def test_prompts_of_another_form_are_refused(prompts):
+    with pytest.raises(ValueError, match=r"evaluation_prompts in tokenizer_config.json must hold prompts by name"):
+        own_template({"evaluation_prompts": prompts}, "vqa")

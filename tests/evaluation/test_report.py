@@ -138,6 +138,11 @@ def test_captions_are_low_and_high(tmp_path):
     assert [marks[0] for _, marks in shown.cards()] == ["wrong"] * 3 + [""] * 3 + ["right"] * 3
 
 
+def test_remarks_are_under_the_scores(tmp_path):
+    shown, _ = page(tmp_path, {0: [record(1, 1.0)]}, notes=["CIDEr-D of one image is 0 <b>"])
+    assert "CIDEr-D of one image is 0 <b>" in shown.text
+
+
 def test_answers_without_references(tmp_path):
     shown, _ = page(tmp_path, {0: [record(1, None, "", references=())]})
     assert "There are no references, and so no scores." in shown.text
