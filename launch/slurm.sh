@@ -19,6 +19,10 @@ TRAIN=(
   --process.coordinator auto       # JAX reads Slurm's variables; one process for each GPU
 )
 
+export XLA_PYTHON_CLIENT_MEM_FRACTION=0.9  # of a GPU's memory; JAX takes 0.75 by default
+export NCCL_NVLS_ENABLE=1                  # sums within a node by its NVLink switch
+export CUDA_DEVICE_MAX_CONNECTIONS=1       # collectives start in time on Hopper; leave it out on Blackwell
+
 # Five minutes before the time is up Slurm sends SIGTERM to every process: the run saves, and ends with status 75.
 # If one process ends with an error, the others are ended too.
 status=0

@@ -36,8 +36,8 @@ PODS = {
     "v5p-64": Machine(32, Fit(8, "dots"), Fit(4)),  # v5p counts cores, two to a chip
     "v5p-128": Machine(64, Fit(8, "dots"), Fit(3, "dots")),
     "v6e-256": Machine(256, Fit(8, ("attention",)), Fit(4, ("attention",))),
-    "8xh100": Machine(8, Fit(4), Fit(2)),
-    "8xh200": Machine(8, Fit(8), Fit(4)),
+    "8xh100": Machine(8, Fit(8, "dots"), Fit(2)),
+    "8xh200": Machine(8, Fit(8, "dots"), Fit(4)),
 }
 
 

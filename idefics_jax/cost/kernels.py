@@ -57,16 +57,18 @@ def kernel_cycles(op: Instruction, chip: Chip) -> float | None:
     schedule = next((each for name, each in SCHEDULES[chip.name].items() if name in op.name), None)
     if schedule is None:
         return None
+    given = arrays(op.text.partition("operand_layout_constraints")[2])
     if "image" in op.name:
-        mask, key = arrays(op.text.partition("operand_layout_constraints")[2])[:2]
+        mask, key = given[:2]
         (rows, length, keys), (_, heads, _, head_dim) = mask.dims, key.dims
         block = tokens_at_a_time(length, keys)
         blocks = length // block
     else:
-        # The context comes first, the values' gradient last: [rows, heads, t, head_dim], or without rows if it is one.
-        context = arrays(op.shape)[0 if "_fwd" in op.name else -1]
-        *one_or_more, heads, length, head_dim = context.dims
-        rows, block = math.prod(one_or_more), attended_at_a_time(length, int(context.itemsize))
+        # Of operands, since JAX 0.10's results begin with scratch arrays. The first of floats are the queries:
+        # [rows, heads, t, head_dim], or without rows if it is one.
+        query = next(each for each in given if each.dtype in ("bf16", "f32"))
+        *one_or_more, heads, length, head_dim = query.dims
+        rows, block = math.prod(one_or_more), attended_at_a_time(length, int(query.itemsize))
         blocks, keys = (length // block) * (length // block + 1) // 2, block
     tiles = block // LANES * math.ceil(keys / LANES) * math.ceil(head_dim / LANES)
     of_one_core = math.ceil(rows / CORES.get(chip.name, 1))

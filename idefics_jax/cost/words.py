@@ -8,7 +8,10 @@ from idefics_jax.cost.reading import Collective, Cost
 
 LEFT_OUT = (
     "Estimates of the TPU compiler, not measurements: they leave out latencies, contention for memory and links, the "
-    "host and the input pipeline; attention kernels are counted at an assumed share of the peak."
+    "host and the input pipeline. The compiler gives attention kernels (splash and that for images) no estimate: each "
+    "counts by the blocks that it computes, at the cycles that the compiler scheduled for a block, as `python -m "
+    "benchmarks.kernels` read them with libtpu 0.0.50. Another kernel counts by what it states, at half of the "
+    "peak; one that states none is listed, and counts as nothing."
 )
 
 

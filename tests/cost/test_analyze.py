@@ -267,27 +267,33 @@ def test_a_kernel_with_a_cost_estimate_is_priced_by_it():
 
 
 def test_an_attention_kernel_costs_the_blocks_that_it_computes():
-    def cycles(name: str, *shapes: str, chip: Chip = V5E) -> float | None:
-        return kernel_cycles(Instruction(name, ", ".join(shapes), "custom-call", (), "", False), chip)
+    def cycles(name: str, query: str, result: str = "", chip: Chip = V5E) -> float | None:
+        given = f"s8[1,1,1]{{2,1,0}}, {query}, {query}, {query}"
+        text = f"custom-call(%a, %b), operand_layout_constraints={{{given}}}"
+        return kernel_cycles(Instruction(name, result, "custom-call", (), text, False), chip)
 
-    context, sums = "bf16[8,1024,128]{2,1,0}", "f32[8,1024,128]"
-    forward = cycles("splash_mha_fwd_segmented.1", context, sums)
+    query = "bf16[8,1024,128]{2,1,0}"
+    forward = cycles("splash_mha_fwd_segmented.1", query)
     assert forward is not None
     whole = 2 * 2 * 8 * 128 * 1024**2 / V5E.flops_per_cycle  # of two products at the peak
     assert 0.5 * forward < whole < forward
-    rows = context.replace("[8", "[3,8")
-    assert cycles("splash_mha_fwd_segmented.1", rows, sums.replace("[8", "[3,8")) == pytest.approx(3 * forward)
-    longer = context.replace("1024", "4096")  # of 16 blocks, six are empty
-    assert cycles("splash_mha_fwd_segmented.1", longer, sums) == pytest.approx(10 * forward)
-    backward = cycles("splash_mha_dkv_segmented.1", "bf16[3,1,8,1024,128]", rows, rows)
+    rows = query.replace("[8", "[3,8")
+    assert cycles("splash_mha_fwd_segmented.1", rows) == pytest.approx(3 * forward)
+    # JAX 0.10 gives the kernel's scratch arrays first, without heads.
+    scratch = "(f32[1024,128]{1,0}, f32[1024,128]{1,0}, bf16[8,1024,128]{2,1,0})"
+    assert cycles("splash_mha_fwd_segmented.1", query, scratch) == forward
+    assert cycles("splash_mha_fwd_segmented.1", query, "(bf16[8,1024,128]{2,1,0}, f32[8,1024,128])") == forward
+    longer = query.replace("1024", "4096")  # of 16 blocks, six are empty
+    assert cycles("splash_mha_fwd_segmented.1", longer) == pytest.approx(10 * forward)
+    backward = cycles("splash_mha_dkv_segmented.1", rows)
     assert backward is not None
     assert 3 * 2.5 * whole < backward < 3 * 3 * whole  # of five products
-    assert cycles("splash_mha_dkv_segmented.1", "bf16[1,8,1024,128]", context, context) == pytest.approx(backward / 3)
+    assert cycles("splash_mha_dkv_segmented.1", query) == pytest.approx(backward / 3)
     two_cores = CHIPS["v5p"]
-    assert cycles("splash_mha_fwd_segmented.1", rows, sums, chip=two_cores) == 2 * cycles(
-        "splash_mha_fwd_segmented.1", context, sums, chip=two_cores
+    assert cycles("splash_mha_fwd_segmented.1", rows, chip=two_cores) == 2 * cycles(
+        "splash_mha_fwd_segmented.1", query, chip=two_cores
     )
-    assert cycles("rope.1", context) is None
+    assert cycles("rope.1", query) is None
 
 
 def test_an_attention_kernel_for_images_costs_the_keys_that_each_block_of_tokens_has():
