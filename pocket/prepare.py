@@ -24,11 +24,11 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from idefics_jax.data.shards import TarShard
 from pocket import questions
 from pocket.drawings import SEEN, UNSEEN, Concept, Drawing, check, draw, read_concepts
 from pocket.scenes import COLOURS, PLACES, SIDE, Scene, make_scene
 from pocket.untrained import write_model
-from train.data.sources import TarShard
 
 SEED = 8
 DOCUMENTS = 96_000

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers, muon
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.data.records import open_sources
 from idefics_jax.images import load_image
-from train.data.records import open_sources
 
 SEED = 8
 STEPS = 7000

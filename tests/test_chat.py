@@ -83,6 +83,69 @@ def test_sources_of_images(instruct, tmp_path):
         assert_same(inputs(part), expected)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "Who?", "images": [RED]},
+        {"content": "Who?", "image": RED},
+        {"content": "<image>Who?", "images": [RED]},
+        {"content": "Who?", "images": [RED], "image": RED},
+        {"content": "Who?", "images": [RED], "id": "7", "name": "Ann", "tool_calls": None, "annotations": []},
+        {"content": [{"type": "image"}, {"type": "text", "text": "Who?"}], "images": (RED,)},
+        {"content": [{"image": RED}, {"text": "Who?"}]},
+        {"content": [{"type": "image", "image": RED, "url": None}, {"type": "text", "text": "Who?"}], "images": []},
+        {"content": [{"type": "image", "image": RED}, {"type": "text", "text": "Who?"}], "images": [RED]},
+    ],
+)
+def test_messages_of_other_tools(instruct, message):
+    prompt = instruct.apply_chat_template([{"role": "user", **message}])
+    assert prompt == ["User:", RED, "Who?<end_of_utterance>"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "low"},
+        {"type": "image", "base64": "AAAA"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+        {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}},
+    ],
+)
+def test_parts_of_other_tools(instruct, part):
+    (_, image, _) = instruct.apply_chat_template([{"role": "user", "content": [part]}])
+    assert str(image).endswith(";base64,AAAA")
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"content": "Who?", "pictures": ["a.png"]}, "Message 0 has the field 'pictures', which is not read"),
+        ({"content": "Who?", "tool_calls": [{"id": 1}]}, "Message 0 has the field 'tool_calls', which is not read"),
+        ({"content": "Who?", "weight": 0}, "Message 0 has the field 'weight', which is not read"),
+        ({"content": [{"type": "text", "text": "Who?", "image": "a.png"}]}, "has the field 'image', which is not read"),
+        ({"content": [{"text": "Who?", "image": "a.png"}]}, "has the field 'text', which is not read"),
+        ({"content": [{"type": "image", "image": "a.png", "mask": "b.png"}]}, "has the field 'mask', which is not"),
+        ({"content": [{"type": "image", "image": "a.png", "url": "b.png"}]}, "names different images; keep one"),
+        ({"content": "Who?", "images": ["a.png"], "image": "b.png"}, 'has "images" and another "image"'),
+        ({"content": "<image> <image>", "images": ["a.png"]}, "has 2 <image> marks and 1 images for them"),
+        ({"content": [{"type": "image", "image": "a.png"}], "images": ["b.png"]}, "others beside it; name each image"),
+        ({"content": "Who?", "images": [3]}, "is neither a text nor an image with"),
+        ({"content": "half \ud800"}, "half of a surrogate pair"),
+        ({"content": [{"type": ["text"], "text": "Who?"}]}, "is neither a text nor an image with"),
+    ],
+)
+def test_nothing_of_a_message_is_passed_over(instruct, message, error):
+    with pytest.raises(ValueError, match=error):
+        instruct.apply_chat_template([{"role": "user", **message}])
+
+
+@pytest.mark.parametrize("role", [["user"], {"user": 1}, None, 3, "tool"])
+def test_a_role_that_is_none(instruct, role):
+    with pytest.raises(ValueError, match=r"Message 0 has the role .*; IDEFICS knows user and assistant"):
+        instruct.apply_chat_template([{"role": role, "content": "Who?"}])
+
+
 def test_what_users_write_is_text(instruct, tmp_path, monkeypatch):
     """Names of files and URLs in a message are not read."""
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from PIL import Image
 from idefics_jax import POCKET, IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.cli import main
 from idefics_jax.cli.demo import answers
+from idefics_jax.data.shards import TarShard
 from idefics_jax.pocket import PICTURES, demo_questions
 from pocket.drawings import SEEN, UNSEEN, Concept, Drawing, read_concepts
 from pocket.pictures import PICTURES as DRAWN
@@ -23,7 +24,6 @@ from pocket.prepare import Pictures, make_document
 from pocket.questions import COUNTS, NAMING, ask, caption, document, with_article
 from pocket.scenes import COLOURS, SIDE, make_scene
 from pocket.words import EVALUATION_PROMPTS, make_tokenizer
-from train.data.sources import TarShard
 
 MOST_BYTES = 8e6
 RIGHT = ["guitar", "instrument", "elephant", "yes", "no", "crown", "purple", "three", "yes"]

@@ -10,6 +10,7 @@ from idefics_jax import IdeficsForVisionText2Text
 from idefics_jax.checkpoint import save_checkpoint
 from idefics_jax.cli.loading import keep_compiled_programs
 from idefics_jax.compiler import training_options
+from idefics_jax.data.records import check_data
 from idefics_jax.lora import merge_adapters
 from idefics_jax.sharding import on_mesh
 
@@ -17,7 +18,6 @@ from .batches import Step, make_layout, streams_after, training_batches
 from .checkpoints import Checkpoints, Saved
 from .config import TrainConfig
 from .data.images import load_processor
-from .data.records import check_paths
 from .data.report import BadRecords, PackingReport
 from .evaluate import answers, eval_loss
 from .kept import load as load_program
@@ -71,7 +71,7 @@ class Trainer:
         self.model_config = model_config(config)
         if not config.data.train:
             raise ValueError("Say what to train on: --data.train with a folder, a .jsonl file, or others (see --help).")
-        check_paths([*config.data.train, *config.data.eval])  # before minutes are spent on loading a model
+        check_data([*config.data.train, *config.data.eval], config.data.template)
         if config.model is None:
             raise ValueError("--model gives the tokenizer and image processor, with --random too.")
         self.processor = load_processor(config.model, config.data)

@@ -14,10 +14,12 @@ from idefics_jax.cli.eval_choices import check_shots, make_protocol, settings
 from idefics_jax.cli.eval_outcome import finish, is_too_many, too_many
 from idefics_jax.cli.loading import load_model, load_processor
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.data.records import say_unread
 from idefics_jax.evaluation.examples import Data, Example, Id, without_missing_images
 from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.store import Answer, Store
 from idefics_jax.evaluation.tasks import read_data
+from idefics_jax.evaluation.templates import names_in
 from idefics_jax.lock import locked
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor
@@ -50,6 +52,10 @@ def _run(options: argparse.Namespace, first: bool) -> int:
     processor = load_processor(options.model, options.high_depth, options.remote_images)
     protocol = make_protocol(options, data, support, processor)
     check_shots(options, protocol, support, same)
+    if first:
+        columns = {name: None for example in given.examples for name in example.fields}
+        named = names_in(protocol.template.prefix + protocol.template.example)
+        say_unread(options.data[0], [name for name in columns if name not in named])
     problems = {"--data": data.problems}
     counts = {"--data": len(data.examples) + len(data.problems)}
     if support is not None and not same:

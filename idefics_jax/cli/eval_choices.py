@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
+from idefics_jax.data.text import read_json
 from idefics_jax.evaluation.examples import Data, Example
 from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
-from idefics_jax.evaluation.task_files import read_json
 from idefics_jax.evaluation.templates import DEFAULTS, TEMPLATES, make_template, own_template
 from idefics_jax.paths import as_path
 from idefics_jax.processor import IdeficsProcessor

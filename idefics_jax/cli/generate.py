@@ -15,8 +15,8 @@ from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import choosing, load_model, load_processor
 from idefics_jax.cli.standard_input import read_all
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.data.text import parse_json, read_json
 from idefics_jax.images import image_source
-from idefics_jax.paths import read_json
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.progress import activity
 
@@ -102,15 +102,14 @@ def read_prompt(options: argparse.Namespace, processor: IdeficsProcessor) -> dic
     if options.messages is None:
         text = read_all().removesuffix("\n") if options.prompt == "-" else options.prompt
         return processor(text, images=options.image)
-    if options.messages == "-":
-        name = "Standard input"
-        try:
-            messages = json.loads(read_all())
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{name} is not JSON: {error}.") from error
+    name = "Standard input" if options.messages == "-" else options.messages
+    if options.messages != "-":
+        messages = read_json(Path(options.messages))
     else:
-        name = options.messages
-        messages = read_json(Path(name))
+        try:
+            messages = parse_json(read_all())
+        except ValueError as error:
+            raise ValueError(f"{name} is not JSON: {error}.") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f'{name} must be a list of messages, such as [{{"role": "user", "content": "Hello."}}].')
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)

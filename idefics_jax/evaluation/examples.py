@@ -64,10 +64,6 @@ class Data(NamedTuple):
     answer_name: str
 
 
-class Malformed(ValueError):
-    """A record that is not what it should be."""
-
-
 def gather(found: Iterable[Example | Problem], id_name: str, answer_name: str, limit: int | None) -> Data:
     """Parts examples from problems, up to the `limit` of examples; an id that was there before is a problem."""
     examples: list[Example] = []
@@ -91,8 +87,8 @@ def parsed(records: Iterable[Any], read: Callable[[Any], Example | Problem], whe
     for number, record in enumerate(records):
         try:
             yield read(record)
-        except Malformed as error:
-            yield Problem("malformed record", None, f"Record {number} of {where} {error}.")
+        except ValueError as error:
+            yield Problem("malformed record", None, f"Record {number} of {where}: {error}.")
 
 
 def without_missing_images(data: Data, remote_images: bool) -> Data:

@@ -1,41 +1,33 @@
-"""Reading the files of tasks: JSON and lines of it, what their records hold, and where their images are."""
+"""Reading the benchmarks' own JSON: its lists, the ids of its records, and where their images are."""
 
-import json
+import reprlib
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from idefics_jax.evaluation.examples import Malformed
-from idefics_jax.paths import AnyPath, as_path
+from idefics_jax.data.records import is_records
+from idefics_jax.data.text import read_json
+from idefics_jax.images import IMAGE_SUFFIXES
+from idefics_jax.paths import as_path
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
-
-def read_json(path: AnyPath) -> Any:
-    """The contents of a JSON file.
+def read_benchmark(file: str) -> Any:
+    """The contents of a benchmark's JSON file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON.
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or holds records for `eval jsonl`.
     """
+    mend = f"{file} holds a record for each question; idefics-jax eval jsonl --data {file} reads it."
+    if is_records(as_path(file)):
+        raise ValueError(mend)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(as_path(file))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-
-
-def read_lines(path: AnyPath) -> Iterator[tuple[int, Any]]:
-    """The objects of a JSONL file with the numbers of their lines from 1; a line that is no object gives None."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            yield number, value if isinstance(value, dict) else None
+        if "more than one value" in str(error):
+            raise ValueError(mend) from error
+        raise
 
 
 def listed(content: Any, file: str, *names: str) -> list[Any]:
@@ -46,29 +38,21 @@ def listed(content: Any, file: str, *names: str) -> list[Any]:
     raise ValueError(f"{file} has no list named {' or '.join(names)}.")
 
 
-def text_of(record: Any, *names: str) -> Any:
-    """The value of the first of `names` that a record has: text or a whole number.
+def id_of(record: Any, *names: str) -> int | str:
+    """The first of `names` that a record has: text or a whole number.
 
     Raises:
-        Malformed: it has none of them, or something else there.
+        ValueError: the record has none of them, or something else there.
     """
     if not isinstance(record, dict):
-        raise Malformed("is no object")
+        raise ValueError("it is no object")
     for name in names:
         value = record.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool):
             return value
         if value is not None:
-            raise Malformed(f"has {value!r} as its {name}")
-    raise Malformed(f"has no {' or '.join(names)}")
-
-
-def texts_of(values: Any, name: str) -> tuple[str, ...]:
-    """Annotated answers, given as strings or as objects with `name`; what is not text is left out."""
-    if not isinstance(values, list):
-        raise Malformed(f"has {values!r} where a list of answers belongs")
-    texts = (value.get(name) if isinstance(value, dict) else value for value in values)
-    return tuple(text for text in texts if isinstance(text, str) and text.strip())
+            raise ValueError(f"it has {reprlib.repr(value)} as its {name}")
+    raise ValueError(f"it has no {' or '.join(names)}")
 
 
 def image_path(folder: str | None, name: str) -> str:
@@ -97,15 +81,20 @@ def naming(folder: str, pattern: str | None) -> Callable[[Any], str]:
             try:
                 return image_path(folder, pattern.format_map(record))
             except (KeyError, ValueError, IndexError, TypeError) as error:
-                raise Malformed(f"does not fit the pattern of image names {pattern!r} ({error})") from error
+                raise ValueError(f"it does not fit the pattern of image names {pattern!r} ({error})") from error
         for key in ("file_name", "image", "filename", "image_name"):
             if isinstance(record.get(key), str):
                 return image_path(folder, _with_suffix(record[key]))
-        return image_path(folder, f"{text_of(record, 'image_id', 'id')}.jpg")
+        return image_path(folder, f"{id_of(record, 'image_id', 'id')}.jpg")
 
     return name
 
 
+def is_image_name(name: str) -> bool:
+    """Return True if a file's name ends as an image's does."""
+    return Path(name).suffix.lower().removeprefix(".") in IMAGE_SUFFIXES
+
+
 def _with_suffix(name: str) -> str:
-    """TextCaps names images without `.jpg`."""
-    return name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
+    """The name, which TextCaps gives without `.jpg`."""
+    return name if is_image_name(name) else f"{name}.jpg"

@@ -186,6 +186,8 @@ def said(template: str, example: Example, answer: str, bos: str) -> str:
         pieces = [piece.format_map(values) for piece in template.split(IMAGE_TOKEN)]
     except (KeyError, IndexError) as error:
         raise ValueError(f"The template names {error}, which {example.id} has not.") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"The template {template!r} cannot be filled for {example.id}: {error}.") from error
     return _marked(pieces)
 
 

@@ -165,7 +165,7 @@ def test_labels(write, tmp_path):
         assert [(example.id, example.fields) for example in data.examples] == [("a.png", {}), (4, {"text": "t"})]
         assert data.examples[0].images == (str(tmp_path / "d" / "a.png"),)
         assert data.examples[0].candidates == ("x", "y")
-        assert [problem.text for problem in data.problems] == [f"Line 3 of {tmp_path}/d/labels.jsonl has no label."]
+        assert [problem.text for problem in data.problems] == [f"{tmp_path}/d/labels.jsonl line 3: it has no label."]
 
 
 def test_jsonl(write):
@@ -208,8 +208,9 @@ def test_jsonl_with_candidates(write):
 
 def test_broken_lines(write):
     data = read("jsonl", write("j", b'{"question": "q"}\n{"question": \n\n[1]\n{"question": "\xff"}\n{"images": 3}'))
-    assert [example.id for example in data.examples] == [1, 5]
-    assert [problem.text.split(" of ")[0] for problem in data.problems] == ["Line 2", "Line 4", "Line 6"]
+    assert [example.id for example in data.examples] == [1]
+    lines = [problem.text.partition(": ")[0].rpartition("/")[2] for problem in data.problems]
+    assert lines == ["j line 2", "j line 4", "j line 5", "j line 6"]
 
 
 def test_the_limit_stops_reading(write):

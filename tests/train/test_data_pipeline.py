@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from idefics_jax.data.records import open_sources
 from tests.tiny_processor import tiny_processor
 from train.config import DataConfig
 from train.data.order import documents
 from train.data.packing import Row
 from train.data.pipeline import evaluation_rows, questions, training_rows
-from train.data.records import open_sources
 
 COUNT = 40
 

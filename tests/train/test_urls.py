@@ -12,12 +12,12 @@ import datasets
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from idefics_jax.data.forms import document_of
+from idefics_jax.data.records import check_data, open_sources
+from idefics_jax.data.sources import data_url
 from idefics_jax.image_processor import IdeficsImageProcessor
 from tests.train.stores import BUCKET, Proxy, environment, files, store
-from train.data.forms import document_of
 from train.data.images import image_pixels
-from train.data.records import check_paths, open_sources
-from train.data.sources import data_url
 
 STEPS = {"steps": 8, "checkpoint__every": 2}
 
@@ -152,7 +152,7 @@ def test_every_kind_of_data_there_is_the_same_as_here(kind, place, tmp_path):
     with pytest.raises(FileNotFoundError, match="No file matches"):
         open_sources([f"{kind}://{BUCKET}/kinds/*.zip"])
     with pytest.raises(FileNotFoundError, match="There is no"):
-        check_paths([f"{kind}://{BUCKET}/nothing=0.5"])
+        check_data([f"{kind}://{BUCKET}/nothing=0.5"], None)
 
 
 def test_a_connection_that_is_cut_in_mid_write_is_made_again(served, proxy, place, expected):

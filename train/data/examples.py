@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 from idefics_jax.chat import chat_prompt
+from idefics_jax.data.fields import ImageSource, check_unread_images
+from idefics_jax.data.forms import columns_read, document_of, messages_of, prompt_of
 from idefics_jax.paths import AnyPath
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.prompts import Prompt, Text, join
 
 from ..config import DataConfig
-from ..data.forms import document_of, messages_of, prompt_of
-from ..data.images import ImageSource
 
 ASSISTANT = "assistant"
 
@@ -49,6 +49,8 @@ def example_of(record: Mapping[str, Any], folder: AnyPath, processor: IdeficsPro
     else:
         prompt = chat_prompt(messages, eou, False)
     text, images = _joined(prompt, processor)
+    if not images:
+        check_unread_images(record, columns_read(record, config.template), folder)
     spans = [(0, len(text + eos))]
     if messages is not None and config.loss_on == "answers":
         # A conversation's first turns are a prefix of its text, so its spans are found by their lengths.
@@ -83,7 +85,7 @@ def question_of(
     """What comes before the answer in a record, and the answer: `processor(prompt)` is a prefix of what is trained on.
 
     The answer is the last message of the assistant; or the text after the last image; or, with a template, what comes
-    from its `{answer}` on, if it has that, or from its first field on.
+    from its `{answer}` or `{answers[0]}` on, if it has that, or from its first field on.
 
     Raises:
         ValueError: a record of no known form, or one without an answer.

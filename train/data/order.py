@@ -6,7 +6,7 @@ from itertools import accumulate
 import grain
 import numpy as np
 
-from ..data.sources import Source
+from idefics_jax.data.sources import Source
 
 
 class Places:

@@ -16,6 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from idefics_jax.data.records import check_columns, open_sources
+from idefics_jax.data.sources import Source
 from idefics_jax.processor import IdeficsProcessor
 
 from ..config import DataConfig
@@ -23,8 +25,6 @@ from ..data.examples import Example, Question, example_of, question_of
 from ..data.images import image_pixels
 from ..data.order import documents
 from ..data.packing import BadRecord, Row, Stream
-from ..data.records import open_sources
-from ..data.sources import Source
 
 SHARED_BYTES = 2**16  # arrays of this size go from a worker through shared memory, smaller ones through the pipe
 
@@ -137,6 +137,7 @@ def training_rows(
     if not mine or not set(mine) <= set(range(streams)):
         raise ValueError(f"This host's streams {list(mine)} must be some of the {streams}.")
     sources = open_sources(config.train)
+    check_columns(sources, config.template)
     made = Documents(
         sources, documents(sources, seed, shuffle=True), processor, config, seed if config.augment else None
     )
@@ -181,6 +182,7 @@ def questions(config: DataConfig, processor: IdeficsProcessor, count: int) -> li
 
 def _held_out(config: DataConfig, processor: IdeficsProcessor) -> Documents:
     sources = open_sources(config.eval)
+    check_columns(sources, config.template)
     return Documents(sources, documents(sources, 0, shuffle=False), processor, config, seed=None)
 
 
