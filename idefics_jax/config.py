@@ -17,7 +17,7 @@ from idefics_jax.paths import PathLike
 
 ADAPTER = "adapter_config.json"
 # The most that any field can be: far above every model that there is, and what a machine can still refuse in time.
-LIMITS = {"num_hidden_layers": 1024, "resampler_depth": 1024, "image_size": 4096, "num_channels": 64}
+LIMITS = {"num_hidden_layers": 256, "resampler_depth": 256, "image_size": 4096, "num_channels": 64}
 SIZE_LIMIT = 2**24  # of all other sizes
 ACTIVATION_NAMES = ("silu", "gelu", "quick_gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 

@@ -16,7 +16,7 @@ from idefics_jax.config import IdeficsConfig
 from idefics_jax.layers import PILES
 
 #: Tensors of older checkpoints that hold nothing to load: PyTorch buffers which are recomputed.
-STRAY = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
+STRAY = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|embeddings\.position_ids$")
 
 
 class Rule(NamedTuple):

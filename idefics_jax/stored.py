@@ -9,8 +9,9 @@ from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.orbax_files import StackedEntry, find_arrays, is_orbax
 from idefics_jax.paths import AnyPath
-from idefics_jax.tensor_files import Entry, find_tensors
+from idefics_jax.tensor_files import DTYPES, Entry, find_tensors
 
+PREFIXES = ("module.", "base_model.model.")
 #: Tensors by Hugging Face's names, in their axes, not read yet.
 Stored: TypeAlias = Mapping[str, Entry | StackedEntry]
 
@@ -22,7 +23,24 @@ def stored_tensors(directory: AnyPath, config: IdeficsConfig) -> Stored:
         FileNotFoundError: there are no weights, or a shard is missing.
         ValueError: a file is damaged.
     """
-    return find_arrays(directory, config) if is_orbax(directory) else find_tensors(directory)
+    if is_orbax(directory):
+        return find_arrays(directory, config)
+    tensors = without_prefixes(find_tensors(directory))
+    layers = max(config.num_hidden_layers, config.vision_config.num_hidden_layers)
+    if layers > len(tensors):
+        raise ValueError(
+            f"Missing from {directory}: its config.json has {layers:,} layers, and its weights are {len(tensors):,} "
+            "tensors; they do not belong together."
+        )
+    return tensors
+
+
+def without_prefixes(tensors: dict[str, Entry]) -> dict[str, Entry]:
+    """Take off what wrappers put before the names of all tensors: torch.compile, DataParallel and PEFT."""
+    found = {name.replace("_orig_mod.", ""): entry for name, entry in tensors.items()}
+    while prefix := next((p for p in PREFIXES if found and all(name.startswith(p) for name in found)), None):
+        found = {name.removeprefix(prefix): entry for name, entry in found.items()}
+    return found if len(found) == len(tensors) else tensors
 
 
 def matched(
@@ -37,7 +55,13 @@ def matched(
     whole = any(weight.path.startswith("model/") for weight in weights)
     wanted = {name: weight.shape for weight in weights for name in weight.names.flat}
     optional = () if whole and not config.tie_word_embeddings else ("lm_head.",)
+    if lora := next((name for name in tensors if ".lora_" in name), None):
+        raise ValueError(
+            f"{directory} holds LoRA adapters, such as {lora}, that are not merged; merge them in PEFT by "
+            "merge_and_unload(), save the result, and load that."
+        )
     unknown = [n for n in tensors if n not in wanted and not hf.STRAY.search(n) and not n.startswith(optional)]
+    unknown = [name for name in unknown if tensors[name].dtype in DTYPES.values()]  # whole numbers are buffers
     missing = [name for name in wanted if name not in tensors]
     for finding, names in (("Missing from", missing), ("Unknown in", unknown)):
         if names:
@@ -46,6 +70,9 @@ def matched(
                 f"({len(names)} tensors in all); its config.json and weights do not belong together."
             )
     for name, shape in wanted.items():
+        if (dtype := tensors[name].dtype) not in DTYPES.values():
+            known = ", ".join(str(dtype) for dtype in DTYPES.values())
+            raise ValueError(f"{name} in {tensors[name].file} has dtype {dtype}; weights must be one of {known}.")
         if tensors[name].shape != shape:
             raise ValueError(
                 f"{name} in {tensors[name].file} has shape {tensors[name].shape}; the config wants {shape}."

@@ -1,6 +1,8 @@
 """Tensors in a directory of safetensors or `pytorch_model*.bin` files, by name, each read only when it is asked for."""
 
+import io
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -8,7 +10,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from idefics_jax.paths import AnyPath, read_bytes
+from idefics_jax.json_files import read_object, unique
+from idefics_jax.paths import AnyPath, open_regular, read_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,6 +24,9 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Of buffers, which are not loaded.
+OTHERS = {f"{sign}{bits}": np.dtype(f"{sign.lower()}{bits // 8}") for sign in "IU" for bits in (8, 16, 32, 64)}
+OTHERS["BOOL"] = np.dtype(np.bool_)
 
 
 class Entry(NamedTuple):
@@ -62,7 +68,7 @@ class Entry(NamedTuple):
 
 def nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     """Bytes of the elements of a tensor."""
-    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    return dtype.itemsize * math.prod(shape)
 
 
 def find_tensors(directory: AnyPath) -> dict[str, Entry]:
@@ -74,27 +80,25 @@ def find_tensors(directory: AnyPath) -> dict[str, Entry]:
     """
     from idefics_jax.torch_files import read_torch_header
 
-    for index, single, read in (
-        (INDEX, SINGLE, read_header),
-        (TORCH_INDEX, TORCH_SINGLE, read_torch_header),
+    for single, index, read in (
+        (SINGLE, INDEX, read_header),
+        (TORCH_SINGLE, TORCH_INDEX, read_torch_header),
     ):
+        if (directory / single).exists():  # before the index, as in transformers
+            return read(directory / single)
         if (directory / index).exists():
             return _from_index(directory, directory / index, read)
-        if (directory / single).exists():
-            return read(directory / single)
     raise FileNotFoundError(
         f"{directory} has neither {SINGLE} nor {INDEX}, nor {TORCH_SINGLE} or its index; is it a checkpoint?"
     )
 
 
 def _from_index(directory: AnyPath, index: AnyPath, read: Callable[[AnyPath], dict[str, Entry]]) -> dict[str, Entry]:
-    try:
-        files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(files.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of weights ({error}); download it again.") from error
+    files: Any = read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index} is not an index of weights: its weight_map names no files; download it again.")
     tensors: dict[str, Entry] = {}
-    for file in shards:
+    for file in sorted(set(files.values())):
         if PurePath(file).name != file:
             raise ValueError(f"{index} names {file}, outside its own directory; that is not a checkpoint to trust.")
         if not (directory / file).exists():
@@ -109,33 +113,66 @@ def _from_index(directory: AnyPath, index: AnyPath, read: Callable[[AnyPath], di
     return tensors
 
 
+def check_pointer(file: AnyPath, beginning: bytes) -> None:
+    """Refuse a file that stands for another one.
+
+    Raises:
+        ValueError: it is a git-lfs pointer.
+    """
+    if beginning.startswith(b"version "):
+        raise ValueError(f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` there to have them.")
+
+
 def read_header(file: AnyPath) -> dict[str, Entry]:
     """The tensors of one safetensors file: 8 bytes of header length, a JSON header, then the data.
 
     Raises:
-        ValueError: the file is cut off, or its header is damaged or claims more than the file holds.
+        ValueError: the file is cut off, or its header is damaged or claims other bytes than the file holds.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+    with open_regular(file) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        beginning = stream.read(8)
+        check_pointer(file, beginning)
+        length = int.from_bytes(beginning, "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise ValueError(f"{file} is cut off or not a safetensors file; download it again.")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=unique)
             header.pop("__metadata__", None)
-            return {name: _entry(file, name, info, 8 + length, size) for name, info in header.items()}
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            entries = {name: _entry(file, name, info, 8 + length, size) for name, info in header.items()}
+        except _HeaderError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"The header of {file} is damaged ({error}); download it again.") from error
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != end:
+            word = "overlaps the tensor before it" if entry.offset < end else "leaves bytes before it that nothing uses"
+            raise ValueError(f"The header of {file} is damaged: {name} {word}; download it again.")
+        end += entry.nbytes
+    if end != size:
+        raise ValueError(f"{file} has {size - end:,} bytes after its last tensor; download it again.")
+    return entries
+
+
+class _HeaderError(ValueError):
+    """A header that is read, and whose tensors cannot be."""
 
 
 def _entry(file: AnyPath, name: str, info: dict, data: int, size: int) -> Entry:
-    if info["dtype"] not in DTYPES:
-        raise ValueError(f"{name} in {file} has dtype {info['dtype']}; weights must be one of {', '.join(DTYPES)}.")
-    dtype, shape, (start, end) = DTYPES[info["dtype"]], tuple(info["shape"]), info["data_offsets"]
-    if end - start != nbytes(dtype, shape) or start < 0:
-        raise ValueError(f"The header of {file} is damaged: {name} of shape {shape} cannot be {end - start} bytes.")
+    dtype = DTYPES.get(info["dtype"]) or OTHERS.get(info["dtype"])
+    shape, (start, end) = tuple(info["shape"]), info["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+        raise _HeaderError(f"The header of {file} is damaged: {name} has sizes that are no whole numbers from 0 on.")
+    if dtype is None:  # one that no weight has: bytes
+        dtype, shape = np.dtype("V1"), (end - start,)
+    if end - start != nbytes(dtype, shape):
+        raise _HeaderError(
+            f"The header of {file} is damaged: {name} of shape {shape} cannot be {end - start} bytes."[:500]
+        )
     if data + end > size:
-        raise ValueError(f"{file} is cut off: {name} ends at byte {data + end:,} of {size:,}; download it again.")
+        raise _HeaderError(f"{file} is cut off: {name} ends at byte {data + end:,} of {size:,}; download it again.")
     return Entry(file, dtype, shape, data + start)
 
 

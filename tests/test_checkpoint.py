@@ -113,12 +113,33 @@ def test_stray_buffers_of_older_checkpoints_are_ignored(checkpoint):
     tensors = read(checkpoint)
     strays = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
-        "model.vision_model.embeddings.position_ids": np.zeros((1, 17), np.float32),
+        "model.vision_model.embeddings.position_ids": np.zeros((1, 17), np.int64),
+        "model.layers.0.self_attn.mask": np.ones((2, 2), np.bool_),
+        "model.layers.0.self_attn.rotary_emb.cos_cached": np.zeros((2, 2), np.float32),
     }
     save_file(tensors | strays, checkpoint / SINGLE)
     model = IdeficsForVisionText2Text.from_pretrained(checkpoint)
     save_file(tensors, checkpoint / SINGLE)
     jax.tree.map(np.testing.assert_array_equal, model, IdeficsForVisionText2Text.from_pretrained(checkpoint))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_taken_off(checkpoint, prefix):
+    expected, tensors = IdeficsForVisionText2Text.from_pretrained(checkpoint), read(checkpoint)
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, checkpoint / SINGLE)
+    jax.tree.map(np.testing.assert_array_equal, IdeficsForVisionText2Text.from_pretrained(checkpoint), expected)
+    first = next(iter(tensors))
+    mixed = {name if name == first else prefix + name: tensor for name, tensor in tensors.items()}
+    if not prefix.endswith("_orig_mod."):  # which torch.compile puts amid names too
+        save_file(mixed, checkpoint / SINGLE)
+        assert "Missing from" in refusal(checkpoint)
+
+
+def test_a_single_file_goes_before_an_index_as_in_transformers(sharded, checkpoint):
+    tensors = read(checkpoint)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, sharded / SINGLE)
+    loaded = IdeficsForVisionText2Text.from_pretrained(sharded)
+    np.testing.assert_array_equal(loaded.model.decoder.norm.scale[...], tensors["model.norm.weight"] + 1)
 
 
 def test_the_copy_of_a_tied_head_is_ignored(tmp_path):
@@ -295,7 +316,7 @@ def test_a_tensor_of_another_kind_of_number(checkpoint):
     tensors = read(checkpoint)
     save_file(tensors | {"model.norm.weight": np.ones(32, np.int8)}, checkpoint / SINGLE)
     assert "model.norm.weight in" in refusal(checkpoint)
-    assert "has dtype I8; weights must be one of" in refusal(checkpoint)
+    assert "has dtype int8; weights must be one of" in refusal(checkpoint)
 
 
 def test_a_config_that_disagrees_with_the_weights(checkpoint):

@@ -204,7 +204,7 @@ def test_from_pretrained_names_the_file_at_fault(tmp_path):
         '{"architectures": 5}': ": architectures must be a list, but is 5",
         '{"rms_norm_eps": NaN}': ": rms_norm_eps must be a finite number",
         '{"num_hidden_layers": true}': ": num_hidden_layers must be int, but is True",
-        '{"num_hidden_layers": 1000000000}': ": num_hidden_layers must be at most 1,024, but is 1,000,000,000",
+        '{"num_hidden_layers": 1000000000}': ": num_hidden_layers must be at most 256, but is 1,000,000,000",
         '{"hidden_size": 1099511627776}': ": hidden_size must be at most 16,777,216",
         '{"vision_config": {"image_size": 30002}}': r": vision_config\.image_size must be at most 4,096",
     }.items():

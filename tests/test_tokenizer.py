@@ -346,7 +346,7 @@ def test_extra_special_tokens_can_be_an_object(tmp_path):
         ("tokenizer_config.json", {"bos_token": 5}, "bos_token must be a string or an object, but is 5"),
         ("tokenizer_config.json", {"bos_token": {}}, "bos_token must be a token's text"),
         ("tokenizer_config.json", {"extra_special_tokens": 7}, "extra_special_tokens must be a list or an object"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": "a"}}, 'has "x" for an id'),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": "a"}}, "has 'x' for an id"),
         ("special_tokens_map.json", {"additional_special_tokens": [3]}, "additional_special_tokens.0 must be a token"),
         ("added_tokens.json", {"<image>": "five"}, '<image> must be a whole number, but is "five"'),
         ("added_tokens.json", [1], "holds a list instead of an object"),
