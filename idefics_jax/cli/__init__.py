@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from idefics_jax.cli.errors import DEBUG, describe
 from idefics_jax.cli.process import (
@@ -67,7 +69,9 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
     try:
-        return flush_output(run())
+        with plain_warnings(program):
+            status = run()
+        return flush_output(status)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -78,6 +82,15 @@ def guarded(program: str, run: Callable[[], int]) -> int:
             raise
         tell(f"{program}: {describe(error)}")
         return flush_output(1)
+
+
+@contextmanager
+def plain_warnings(program: str) -> Iterator[None]:
+    """Print warnings as one line each, without the place in the code; Pillow's, on files' metadata, are left out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.showwarning = lambda message, *_, **__: tell(f"{program}: {message}")
+        yield
 
 
 def _pocket() -> str:

@@ -188,3 +188,29 @@ def test_a_traceback_for_those_who_ask(generate, monkeypatch, tmp_path):
     monkeypatch.setenv("IDEFICS_JAX_DEBUG", "1")
     with pytest.raises(ValueError, match="add --temperature"):
         generate("--num-return-sequences", 2)
+
+
+@pytest.mark.parametrize(
+    "commands", [["nowhere.png", "{d}/text.png", "{d}/postscript.png", "http://127.0.0.1:9/x.png"]]
+)
+def test_bad_images_do_not_end_a_conversation(chat, images, tmp_path, commands):
+    (tmp_path / "text.png").write_text("words")
+    (tmp_path / "postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n{} loop\n")
+    bad = [f"/image {command.format(d=tmp_path)}" for command in commands]
+    lines, err = chat(f"/image {images[0]}", *bad, "What is this?", status=1)
+    assert lines
+    assert err.count("idefics-jax: ") == len(commands)
+    for message in ("does not exist", "is not an image", "is PostScript", "no public address"):
+        assert message in err
+
+
+def test_high_depth_is_one_line_and_scales(generate, tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.fromarray((ramp / 257).round().astype(np.uint8)).save(tmp_path / "grey.png")
+
+    def tokens(name, *arguments):
+        found = generate("--json", *arguments, prompt=("--prompt", "<image>What?"), images=[tmp_path / name])
+        return json.loads(found)["answers"]
+
+    assert tokens("deep.png", "--high-depth", "scale") == tokens("grey.png")

@@ -9,7 +9,10 @@ from PIL import Image
 from skimage import data
 
 from idefics_jax.image_processor import IdeficsImageProcessor
-from train.data.images import RATIO, SCALE, image_pixels, random_box
+from idefics_jax.processor import IdeficsProcessor
+from tests.tiny_processor import tiny_processor
+from train.config import DataConfig
+from train.data.images import RATIO, SCALE, image_pixels, load_processor, random_box
 
 
 @pytest.fixture
@@ -73,3 +76,14 @@ def test_boxes_are_torchvisions():
                 break
         else:
             assert box == (0, 0, 300, 280)  # its ratio is allowed, so it is taken whole
+
+
+def test_training_fetches_nothing_unless_asked(tmp_path: Path):
+    IdeficsProcessor(IdeficsImageProcessor(), tiny_processor().tokenizer).save_pretrained(tmp_path)
+    address = "http://127.0.0.1:9/x.png"
+    with pytest.raises(ValueError, match="remote images are off; give the file, or turn on --remote-images"):
+        image_pixels(address, load_processor(str(tmp_path), DataConfig()).image_processor)
+    asked = load_processor(str(tmp_path), DataConfig(remote_images=True, high_depth="scale")).image_processor
+    assert asked.high_depth == "scale"
+    with pytest.raises(OSError, match="which is no public address"):
+        image_pixels(address, asked)

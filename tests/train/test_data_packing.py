@@ -176,3 +176,19 @@ def test_reports(tmp_path):
     with pytest.raises(RuntimeError, match=r"\d+ of \d+ records could not be used, more than --data.max-bad 0.01"):
         run()
     assert strict.read > 100
+
+
+def test_one_bad_record_never_ends_a_run(tmp_path):
+    """Each epoch of 50 records reads it again; a second one counts both, and 0 allows none."""
+    row = next(stream())
+    bad = [row._replace(read=50, bad=(f"record {number}: damaged",)) for number in (7, 8)]
+    records = BadRecords(tmp_path, 0.01)
+    for _ in range(20):
+        records.add(bad[0])
+    with pytest.raises(RuntimeError, match=r"21 of 1,050 records could not be used"):
+        records.add(bad[1])
+    none = BadRecords(tmp_path, 0.0)
+    none.add(bad[0])
+    none.add(bad[0])
+    with pytest.raises(RuntimeError, match=r"3 of 150 records could not be used"):
+        none.add(bad[0])
