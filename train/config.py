@@ -43,8 +43,8 @@ class DataConfig:
     """What is trained on."""
 
     train: tuple[str, ...] = ()
-    """Sources: a folder of images with metadata.jsonl, a .jsonl file, WebDataset .tar shards, .array_record files, or a
-    directory that Hugging Face `datasets` saved. Globs are expanded; PATH=0.3 gives a source a weight in the mixture
+    """Sources: a folder of images with metadata.jsonl (or .csv, .parquet), a .jsonl, .csv or .parquet file, WebDataset
+    .tar shards, .array_record files, or a directory that Hugging Face `datasets` saved. Globs are expanded; PATH=0.3 gives a source a weight in the mixture
     (default: its number of records)."""
     eval: tuple[str, ...] = ()
     """Held-out sources, of the same kinds."""
