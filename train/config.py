@@ -44,8 +44,8 @@ class DataConfig:
 
     train: tuple[str, ...] = ()
     """Sources: a folder of images with metadata.jsonl (or .csv, .parquet), a .jsonl, .csv or .parquet file, WebDataset
-    .tar shards, .array_record files, or a directory that Hugging Face `datasets` saved. Globs are expanded; PATH=0.3 gives a source a weight in the mixture
-    (default: its number of records)."""
+    .tar shards, .array_record files, or a directory that Hugging Face `datasets` saved. Globs are expanded;
+    PATH=0.3 gives a source a weight in the mixture (default: its number of records)."""
     eval: tuple[str, ...] = ()
     """Held-out sources, of the same kinds."""
     template: str | None = None
