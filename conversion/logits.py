@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.generation_config import DEFAULTS, GenerationConfig
 
 from .source import Checkpoint
 
@@ -57,7 +58,8 @@ def by_jax(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> Answer:
     """Our own model's answer."""
     model = IdeficsForVisionText2Text.from_pretrained(checkpoint.directory, dtype="float32")
     logits = np.asarray(model(**inputs).logits[0])
-    tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, eos_token_id=())
+    plain = GenerationConfig(**DEFAULTS)
+    tokens = model.generate(**inputs, generation_config=plain, max_new_tokens=NEW_TOKENS, eos_token_id=())
     return Answer(logits, tokens[0, -NEW_TOKENS:].tolist(), "idefics-jax")
 
 
@@ -71,7 +73,7 @@ def by_torch(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> Answer:
     tensors["pixel_values"] = tensors["pixel_values"].permute(0, 1, 4, 2, 3).contiguous()
     tensors["input_ids"] = tensors["input_ids"].long()
     # Neither side stops at an end-of-sequence token, so that as many tokens are compared as can be.
-    model.generation_config.eos_token_id = None
+    model.generation_config = type(model.generation_config)()
     with torch.no_grad():
         logits = model(**tensors).logits[0].numpy()
         tokens = model.generate(**tensors, max_new_tokens=NEW_TOKENS, do_sample=False)

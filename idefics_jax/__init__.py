@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig, IdeficsPerceiverConfig, IdeficsVisionConfig
+    from idefics_jax.generation_config import GenerationConfig
     from idefics_jax.image_processor import IdeficsImageProcessor
     from idefics_jax.model import IdeficsForVisionText2Text, IdeficsModel, IdeficsOutput
     from idefics_jax.pocket import POCKET
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "POCKET",
+    "GenerationConfig",
     "IdeficsConfig",
     "IdeficsForVisionText2Text",
     "IdeficsImageProcessor",
@@ -27,8 +29,10 @@ __all__ = [
     "make_mesh",
 ]
 
+
 _MODULES = {
     "POCKET": "pocket",
+    "GenerationConfig": "generation_config",
     "IdeficsConfig": "config",
     "IdeficsForVisionText2Text": "model",
     "IdeficsImageProcessor": "image_processor",
@@ -42,6 +46,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("idefics-jax")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

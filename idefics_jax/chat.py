@@ -11,6 +11,7 @@ from PIL import Image
 from idefics_jax.images import ImageInput, image_source
 from idefics_jax.prompts import FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN, Prompt, Text
 
+MAX_MESSAGES = 8_192  # of a conversation: each takes several of at most some thousand tokens
 ROLES = {"user": "User", "assistant": "Assistant"}
 MESSAGE_FIELDS = {"role", "content", "images", "image", "id", "name"}  # the last two say nothing to the model
 TEXT_TYPES = {None, "text", "input_text", "output_text"}
@@ -39,6 +40,8 @@ def chat_prompt(messages: Sequence[Any], end_of_utterance: str, add_generation_p
     """
     if not messages:
         raise ValueError("The conversation has no messages.")
+    if len(messages) > MAX_MESSAGES:
+        raise ValueError(f"The conversation has {len(messages):,} messages; at most {MAX_MESSAGES:,} are possible.")
     prompt: Prompt = []
 
     def add(text: str) -> None:

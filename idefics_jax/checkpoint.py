@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Self
 
 import jax
@@ -17,17 +19,22 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array
 
 from idefics_jax import hf
+from idefics_jax.checks import LOADING, refuse, shown
 from idefics_jax.commit import LAST, committed
+from idefics_jax.compilation_cache import keep_compiled_programs
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.generation_config import FILE as GENERATION_FILE
+from idefics_jax.generation_config import GenerationConfig
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.memory import check_memory, weight_needs
 from idefics_jax.orbax_files import PARAMS, is_orbax
 from idefics_jax.paths import AnyPath, PathLike
 from idefics_jax.progress import bytes_progress
-from idefics_jax.sharding import check_mesh, on_mesh, shapes_on
+from idefics_jax.sharding import as_mesh, check_mesh, mesh_of, on_mesh, shapes_on
 from idefics_jax.stored import Stored, matched, stored_tensors
 from idefics_jax.tensor_files import INDEX, batches, copy, shard_files, write_index, write_tensors
 
+_ANYWAY = ("low_cpu_mem_usage", "use_safetensors")  # arguments of transformers' that ask for what is always done
 READERS = 4  # threads that load weights, each one tensor at a time
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 MANIFEST = "manifest.json"  # checksums that `conversion` writes beside the weights
@@ -35,10 +42,32 @@ MANIFEST = "manifest.json"  # checksums that `conversion` writes beside the weig
 logger = logging.getLogger(__name__)
 
 
+class Beside:
+    """What belongs to a model and not to its programs: copies share it, and none of it is compiled in.
+
+    To JAX all of them are equal, so that no change of a setting compiles anything again.
+
+    Attributes:
+        generation_config: settings of `generate`.
+        shapes: sizes that `generate` has compiled programs for (`generation.shapes`).
+    """
+
+    def __init__(self, config: IdeficsConfig):
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.shapes: dict[Any, Any] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Beside)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class Pretrained(nnx.Module):
     """What every model class can do with checkpoints."""
 
     config: IdeficsConfig
+    _beside: Beside
 
     def __init__(self, config: IdeficsConfig, key: Array, *, stacked: bool = False):
         """Random weights, float32."""
@@ -51,7 +80,7 @@ class Pretrained(nnx.Module):
         key: Array,
         *,
         param_dtype: Any = jnp.float32,
-        mesh: Mesh | None = None,
+        mesh: Mesh | str | None = None,
         stacked: bool = False,
     ) -> Self:
         """A model with random weights.
@@ -61,12 +90,15 @@ class Pretrained(nnx.Module):
             key: a `jax.random.key`.
             param_dtype: of the weights in memory; or a function that says it for a weight's path, such as
                 `model/decoder/groups/layers/attention/q/kernel`.
-            mesh: shard the weights over it (see `idefics_jax.make_mesh`); they are made in place, never gathered.
+            mesh: shard the weights over it (see `idefics_jax.make_mesh`), or its sizes, such as "tensor=2"; they are
+                made in place, never gathered.
             stacked: one scanned layer instead of a list of layers: what training wants.
 
         Raises:
             ValueError: the mesh does not fit the model, or its weights do not fit the memory.
         """
+        keep_compiled_programs()
+        mesh = as_mesh(mesh)
         check_mesh(mesh, config)
         with on_mesh(mesh):
             traced = jax.jit(_maker(cls, config, param_dtype, stacked)).trace(key)
@@ -79,7 +111,7 @@ class Pretrained(nnx.Module):
         config: IdeficsConfig,
         *,
         param_dtype: Any = jnp.float32,
-        mesh: Mesh | AbstractMesh | None = None,
+        mesh: Mesh | AbstractMesh | str | None = None,
         stacked: bool = False,
     ) -> Self:
         """The model's shapes, dtypes and shardings, with nothing allocated: leaves are `jax.ShapeDtypeStruct`.
@@ -89,6 +121,7 @@ class Pretrained(nnx.Module):
         Raises:
             ValueError: the mesh does not fit the model.
         """
+        mesh = as_mesh(mesh)
         check_mesh(mesh, config)
         make = _maker(cls, config, param_dtype, stacked)
         return shapes_on(mesh, lambda: make(jax.random.key(0)))  # no key is made: JAX may not be set up yet
@@ -100,10 +133,17 @@ class Pretrained(nnx.Module):
         *,
         dtype: Any = "auto",
         param_dtype: Any = None,
-        mesh: Mesh | None = None,
+        mesh: Mesh | str | None = None,
         stacked: bool = False,
         progress: bool = False,
         needs: Callable[[Self], Mapping[str, int]] | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        torch_dtype: Any = None,
+        generation_config: GenerationConfig | None = None,
+        **unknown: Any,
     ) -> Self:
         """Loads a checkpoint: a directory, its `gs://` or `s3://` URL, or an id on the hub.
 
@@ -115,30 +155,94 @@ class Pretrained(nnx.Module):
             dtype: of computation; "auto" is the checkpoint's own, with bfloat16 for float16.
             param_dtype: of the weights in memory, or a function that says it for a weight's path; default: that of
                 computation.
-            mesh: shard the weights over it (see `idefics_jax.make_mesh`); default: one device.
+            mesh: shard the weights over it (see `idefics_jax.make_mesh`), or its sizes, such as "tensor=2"; default:
+                one device.
             stacked: one scanned layer instead of a list of layers: what training wants.
             progress: show a progress bar.
             needs: bytes by purpose that work after loading takes beside the weights, from the model's shapes: a model
                 that would not fit with them is not loaded.
+            revision, cache_dir, token, local_files_only: the hub's (`hub.checkpoint_directory`).
+            torch_dtype: older name of `dtype`.
+            generation_config: settings of `generate`; default: the checkpoint's `generation_config.json`.
 
         Raises:
             FileNotFoundError: there is no such checkpoint, or one of its files is missing.
             ValueError: a config value is not implemented; a tensor is missing, unknown, mis-shaped or cut off; the mesh
                 does not fit the model; or the weights do not fit the memory.
         """
-        config = IdeficsConfig.from_pretrained(path)
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        unknown = {name: value for name, value in unknown.items() if name not in _ANYWAY}
+        refuse("from_pretrained", unknown, signature(cls.from_pretrained).parameters, LOADING)
+        keep_compiled_programs()
+        mesh, dtype = as_mesh(mesh), dtype if torch_dtype is None else torch_dtype
+        config = IdeficsConfig.from_pretrained(checkpoint_directory(path, **hub))
         config = replace(config, dtype=compute_dtype(config.dtype, dtype))
         model = cls.abstract(config, param_dtype=param_dtype or config.dtype, mesh=mesh, stacked=stacked)
         after = {} if needs is None else needs(model)
         check_memory(str(path), weight_needs(model, mesh) | dict(after), mesh, config.dtype)
-        directory = checkpoint_directory(path, weights=True)
+        directory = checkpoint_directory(path, weights=True, **hub)
         tensors = stored_tensors(directory, config)
         weights = matched(hf.weights(model, config), tensors, config, directory)
         total = sum(weight.leaf.size * weight.leaf.dtype.itemsize for weight in weights)
         bar = bytes_progress(f"Loading {directory.name or directory}", total, progress)
         with bar as advance, ThreadPoolExecutor(READERS) as readers:
             arrays = list(readers.map(lambda weight: _load(weight, tensors, advance), weights))
-        return jax.tree.unflatten(jax.tree.structure(model), arrays)
+        loaded = jax.tree.unflatten(jax.tree.structure(model), arrays)
+        loaded.generation_config = generation_config or GenerationConfig.from_pretrained(directory, config)
+        return loaded
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Settings of `generate` where a call gives none; can be changed and replaced."""
+        return self._beside.generation_config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "generation_config":  # not compiled, so no part of the pytree
+            self._beside.generation_config = value
+        else:
+            super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self))
+        mesh = mesh_of(self)
+        where = "one device" if mesh is None else f"a mesh of {dict(mesh.shape)}"
+        return f"{type(self).__name__}({count:,} parameters, computing in {self.config.dtype} on {where})"
+
+    __str__ = __repr__
+
+    def eval(self, **attributes: Any) -> Self:
+        """The model itself: nothing in it differs between training and inference."""
+        return self
+
+    def train(self, **attributes: Any) -> Self:
+        """The model itself: nothing in it differs between training and inference."""
+        return self
+
+    @property
+    def device(self) -> jax.Device:
+        """The device that the weights are on.
+
+        Raises:
+            ValueError: they are on several.
+        """
+        devices = _devices(self)
+        if len(devices) > 1:
+            raise ValueError(f"The model is spread over {len(devices)} devices, not on one.")
+        return devices[0]
+
+    def to(self, *targets: Any, **unknown: Any) -> Self:
+        """The model itself, where it already is what is asked for: a device such as "cpu" or "cuda", or a dtype.
+
+        Raises:
+            ValueError: it is not; what to do instead.
+        """
+        for target in (*targets, *unknown.values()):
+            if not _is_already(self, target):
+                raise ValueError(
+                    f"A model stays where it was loaded, and as it was; .to({shown(target)}) is not possible: pass "
+                    "dtype= and mesh= to from_pretrained, or load it under jax.default_device(...)."
+                )
+        return self
 
     def save_pretrained(self, directory: PathLike, *, max_shard_size: int = 5 * 10**9) -> None:
         """Writes `config.json` and safetensors, sharded where need be, that `transformers` loads too.
@@ -195,12 +299,41 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     """
     if asked is None or (isinstance(asked, str) and asked == "auto"):
         return "bfloat16" if checkpoint == "float16" else checkpoint
-    name = jnp.dtype(asked).name
+    if type(asked).__module__ == "torch":
+        asked = str(asked).removeprefix("torch.")
+    try:
+        name = jnp.dtype(asked).name
+    except TypeError:
+        raise ValueError(f"dtype is {shown(asked)}; it must be bfloat16, float32 or float16.") from None
     if name not in ("bfloat16", "float16", "float32"):
         raise ValueError(f"A model computes in bfloat16, float32 or float16, not in {name}.")
     if name == "float16":
         logger.warning("IDEFICS 80B overflows in float16, and 9B may; bfloat16 costs the same and does not.")
     return name
+
+
+def _devices(model: Any) -> list[jax.Device]:
+    leaf = jax.tree.leaves(model)[0]
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise ValueError("The model is abstract, made of shapes, and on no device.")
+    return sorted(leaf.sharding.device_set, key=lambda device: device.id)
+
+
+def _is_already(model: Any, target: Any) -> bool:
+    """Return True if the model is on the device, or computes in the dtype, that `target` names."""
+    if isinstance(target, jax.Device):
+        return _devices(model) == [target]
+    text = str(target).removeprefix("torch.")
+    kind = text.partition(":")[0]
+    platform = _devices(model)[0].platform
+    if kind in ("cpu", "cuda", "gpu", "tpu"):
+        return platform == ("gpu" if kind == "cuda" else kind)
+    try:
+        return jnp.dtype(target if not isinstance(target, str) and text == str(target) else text).name == str(
+            model.config.dtype
+        )
+    except TypeError:
+        return False
 
 
 def _maker(cls: Any, config: IdeficsConfig, param_dtype: Any, stacked: bool) -> Callable[[Array], Any]:
@@ -241,6 +374,8 @@ def _write(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size
         write_tensors(directory / file, kinds, tensors)
         files[file] = kinds
     write_index(directory, files)
+    settings = json.dumps(model.generation_config.to_dict(), indent=2)
+    (directory / GENERATION_FILE).write_text(settings + "\n", encoding="utf-8")
     architecture = {"architectures": [type(model).__name__], "dtype": str(jax.tree.leaves(model)[0].dtype)}
     (directory / LAST).write_text(json.dumps(config.to_dict() | architecture, indent=2) + "\n")
 

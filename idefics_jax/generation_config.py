@@ -4,7 +4,7 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Self, no_type_check
 
 import numpy as np
 
@@ -136,7 +136,8 @@ _INSTEAD = {
 }
 
 
-@dataclass
+@no_type_check  # `check` has its own sentences
+@dataclass(repr=False)
 class GenerationConfig:
     """Settings of `generate`, which describes them; None is not set.
 
@@ -172,6 +173,10 @@ class GenerationConfig:
     use_cache: bool | None = None
     others: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        values = [f"{name}={value!r}" for name, value in self.to_dict().items()]
+        return f"{type(self).__name__}({', '.join(values)})"
+
     @classmethod
     def from_model_config(cls, config: IdeficsConfig) -> Self:
         """The settings of a model without a `generation_config.json`: its special tokens."""
@@ -182,7 +187,7 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The settings of a JSON object. Those that are not implemented are kept, and refused by `generate`."""
-        known = _names()
+        known = SETTINGS
         values = {name: value for name, value in values.items() if value is not None}
         if values.get("_from_model_config"):  # made of a model's whole configuration
             kept = known | _NOT_IMPLEMENTED.keys() | _NOT_IMPLEMENTED_SAMPLING.keys() | _WITHOUT_EFFECT | _OF_THE_FILE
@@ -213,7 +218,7 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of `generation_config.json`: what is set."""
-        own = {name: getattr(self, name) for name in sorted(_names())}
+        own = {name: getattr(self, name) for name in sorted(SETTINGS)}
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return {name: value for name, value in own.items() if value is not None} | self.others
 
@@ -245,7 +250,11 @@ class GenerationConfig:
                 f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens={self.max_new_tokens}; "
                 "lower the first or raise the second."
             )
-        _stop_strings(self.stop_strings)
+        _check_stop_strings(self.stop_strings)
+
+
+#: Settings that are implemented.
+SETTINGS = frozenset(each.name for each in fields(GenerationConfig)) - {"others"}
 
 
 def settings(own: GenerationConfig, config: Any, given: Mapping[str, Any]) -> GenerationConfig:
@@ -270,7 +279,7 @@ def settings(own: GenerationConfig, config: Any, given: Mapping[str, Any]) -> Ge
     layers = [own, GenerationConfig.from_dict(config or {}), GenerationConfig.from_dict(given)]
     chosen, others = dict(DEFAULTS), {}
     for layer in layers:
-        values = {name: getattr(layer, name) for name in _names() if getattr(layer, name) is not None}
+        values = {name: getattr(layer, name) for name in SETTINGS if getattr(layer, name) is not None}
         if {"max_length", "max_new_tokens"} & values.keys():  # a limit replaces the other kind's
             chosen = {name: value for name, value in chosen.items() if name not in ("max_length", "max_new_tokens")}
         chosen |= values
@@ -332,13 +341,15 @@ def word_ids(value: Any, tokenizer: Any, vocabulary: int) -> list[list[int]]:
     return words
 
 
-def _stop_strings(value: Any) -> list[str]:
-    """The stop strings of a setting that takes one or many.
+def as_list(value: Any) -> list[Any]:
+    """The strings of a setting that takes one or many."""
+    return [value] if isinstance(value, str) else list(value or ())
 
-    Raises:
-        ValueError: something else than text, an empty one, or too many.
-    """
-    texts = [value] if isinstance(value, str) else list(value or ())
+
+def _check_stop_strings(value: Any) -> None:
+    if not isinstance(value, str | list | tuple | set | frozenset | None):
+        raise ValueError(f"stop_strings is {shown(value)}; it must be text, or a list of texts.")
+    texts = as_list(value)
     if len(texts) > STOP_BYTES or sum(len(text) for text in texts if isinstance(text, str)) > STOP_BYTES:
         size = f"{len(texts):,} strings" if len(texts) > 1 else f"{len(texts[0]):,} characters"
         raise ValueError(f"stop_strings holds {size}; together they can have at most {STOP_BYTES:,} bytes.")
@@ -350,7 +361,6 @@ def _stop_strings(value: Any) -> list[str]:
         check_text(text, "A stop string")
     if sum(len(text.encode()) for text in texts) > STOP_BYTES:
         raise ValueError(f"stop_strings are too long; together they can have at most {STOP_BYTES:,} bytes.")
-    return texts
 
 
 def _id_of(name: str, token: str, tokenizer: Any) -> int:
@@ -368,11 +378,6 @@ def _id_of(name: str, token: str, tokenizer: Any) -> int:
     return id
 
 
-def _names() -> set[str]:
-    """The settings that are implemented."""
-    return {each.name for each in fields(GenerationConfig)} - {"others"}
-
-
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
-    known = _names() | _NOT_IMPLEMENTED.keys() | _NOT_IMPLEMENTED_SAMPLING.keys() | _WITHOUT_EFFECT
+    known = SETTINGS | _NOT_IMPLEMENTED.keys() | _NOT_IMPLEMENTED_SAMPLING.keys() | _WITHOUT_EFFECT
     refuse("generate", {name: value for name, value in given.items() if name not in known}, known, _INSTEAD)

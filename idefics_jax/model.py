@@ -9,9 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from idefics_jax.cache import Cache, empty_buffers
-from idefics_jax.checkpoint import Pretrained
+from idefics_jax.checkpoint import Beside, Pretrained
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.decoder import Decoder
+from idefics_jax.generation.generate import generate
 from idefics_jax.layers import Remat, Vocabulary
 from idefics_jax.loss import next_token_loss
 from idefics_jax.masks import position_ids as count_positions
@@ -47,6 +48,7 @@ class IdeficsModel(Pretrained):
     def __init__(self, config: IdeficsConfig, key: Array, *, stacked: bool = False):
         vocabulary, vision, resampler, decoder = jax.random.split(key, 4)
         self.config = config
+        self._beside = Beside(config)
         self.embedding = Vocabulary(
             vocabulary,
             config.vocab_size,
@@ -219,6 +221,7 @@ class IdeficsForVisionText2Text(Pretrained):
     def __init__(self, config: IdeficsConfig, key: Array, *, stacked: bool = False):
         model, head = jax.random.split(key)
         self.config = config
+        self._beside = Beside(config)
         self.model = IdeficsModel(config, model, stacked=stacked)
         self.head = (
             None
@@ -270,8 +273,9 @@ class IdeficsForVisionText2Text(Pretrained):
             loss = None if labels is None else next_token_loss(logits, labels, attention_mask)
             return output._replace(logits=logits, loss=loss)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Tokens that follow a prompt; see `idefics_jax.generation.generate`."""
-        from idefics_jax.generation import generate
+    @property
+    def dtype(self) -> Any:
+        """The dtype of computation."""
+        return self.model.dtype
 
-        return generate(self, *args, **kwargs)
+    generate = generate

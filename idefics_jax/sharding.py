@@ -7,7 +7,8 @@ Without a mesh, the functions here change nothing, so the same model code runs o
 
 import contextlib
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -101,6 +102,42 @@ def check_mesh(mesh: Mesh | AbstractMesh | None, config: Any) -> None:
             f"A mesh of tensor={tensor} does not divide the model's {', '.join(uneven)}; "
             f"tensor can be {fitting}, and the other devices fsdp or data."
         )
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """The sizes of a mesh such as "fsdp=2,tensor=4"; an axis that is not named has 1.
+
+    Raises:
+        ValueError: an axis that does not exist, or a size that is no whole number.
+    """
+    sizes = {}
+    for part in text.split(","):
+        axis, equals, size = part.strip().partition("=")
+        if axis not in MESH_AXES:
+            raise ValueError(f"there is no axis {axis!r}; the axes are {', '.join(MESH_AXES)}")
+        if axis in sizes:
+            raise ValueError(f"{axis} is given twice")
+        if not equals or not re.fullmatch(r"-?[0-9]{1,9}", size) or (int(size) < 1 and size != "-1"):
+            raise ValueError(f"{part.strip()!r} must be {axis}= and a whole number, or -1 for the rest")
+        sizes[axis] = int(size)
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError("only one axis can be -1, the rest of the devices")
+    return dict.fromkeys(MESH_AXES, 1) | sizes
+
+
+def as_mesh(mesh: Any) -> Any:
+    """The mesh that a text such as "tensor=2" or a mapping of sizes stands for; meshes and None as they are.
+
+    Raises:
+        ValueError: the text is not of this form, or does not use the devices.
+    """
+    if not isinstance(mesh, str):
+        return make_mesh(**mesh) if isinstance(mesh, Mapping) else mesh
+    try:
+        sizes = mesh_sizes(mesh)
+    except ValueError as error:
+        raise ValueError(f'mesh="{mesh}" is not a mesh: {error}.') from error
+    return make_mesh(**sizes)
 
 
 def platform() -> str:

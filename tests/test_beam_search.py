@@ -113,7 +113,7 @@ def test_more_beams_find_answers_at_least_as_likely(model):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"num_beams": 0}, "num_beams and num_return_sequences must be 1 or more"),
+        ({"num_beams": 0}, "num_beams is 0; it must be a whole number from 1 to 256"),
         ({"num_beams": 2, "do_sample": True}, "Beam search takes the likeliest tokens; leave out"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3, and there are only 2 beams"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'; it must be True, False or \"never\""),

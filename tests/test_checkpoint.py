@@ -60,7 +60,11 @@ def test_round_trip_is_bit_identical(kind, stacked, tmp_path):
     source = save_random_checkpoint(tmp_path / "source", KINDS[kind])
     IdeficsForVisionText2Text.from_pretrained(source, stacked=stacked).save_pretrained(tmp_path / "copy")
     assert_same_bits(read(tmp_path / "copy"), read(source))
-    assert [path.name for path in sorted((tmp_path / "copy").iterdir())] == ["config.json", SINGLE]
+    assert [path.name for path in sorted((tmp_path / "copy").iterdir())] == [
+        "config.json",
+        "generation_config.json",
+        SINGLE,
+    ]
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
@@ -198,7 +202,12 @@ def test_saving_over_an_older_checkpoint_leaves_none_of_it(checkpoint, tmp_path)
     model.save_pretrained(target, max_shard_size=20_000)
     (target / "tokenizer.json").write_text("{}")
     model.save_pretrained(target)
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", SINGLE, "tokenizer.json"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        SINGLE,
+        "tokenizer.json",
+    ]
 
 
 def test_a_failed_save_leaves_the_older_checkpoint_whole(checkpoint):

@@ -199,7 +199,7 @@ def test_stop_strings_end_answers(tmp_path):
         (lambda b: {"pixel_values": b["pixel_values"][:, :1]}, r"pixel_values is \[2, 1, 28, 28, 3\]; it must be"),
         (lambda b: {"pixel_values": b["pixel_values"].swapaxes(2, 4)}, r"it must be \[2, 2, height, width, 3\]"),
         (lambda b: {"perceiver_embeddings": np.zeros((2, 2, 4, 24))}, "Pass only one of pixel_values and perceiver"),
-        (lambda b: {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
+        (lambda b: {"max_new_tokens": 0}, "max_new_tokens is 0; it must be a whole number from 1 to 2,147,483,647"),
         (lambda b: {"max_new_tokens": 250}, r"Prompt \d has \d+ tokens and asks for 250 more, but the model has"),
         (lambda b: {"max_new_tokens": None, "max_length": 5}, r"max_length is 5, and the prompt has \d+ tokens"),
         (lambda b: {"eos_token_id": 99}, "eos_token_id holds 99, but the model's tokens are 0 to 98"),

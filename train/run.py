@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from idefics_jax import IdeficsForVisionText2Text
 from idefics_jax.checkpoint import save_checkpoint
-from idefics_jax.cli.loading import keep_compiled_programs
+from idefics_jax.compilation_cache import keep_compiled_programs
 from idefics_jax.compiler import training_options
 from idefics_jax.data.records import check_data
 from idefics_jax.lora import merge_adapters

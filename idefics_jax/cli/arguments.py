@@ -134,13 +134,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--slices", type=whole(1, 1000), default=1, metavar="N", help="how many of them (default 1)")
     search = generate.add_argument_group("several answers and beam search")
-    search.add_argument(
-        "--num-return-sequences", type=whole(1, 1000), default=1, metavar="N", help="answers (default 1)"
-    )
-    search.add_argument("--num-beams", type=BEAMS, default=1, metavar="N", help="beams (default 1: no beam search)")
-    search.add_argument(
-        "--length-penalty", type=PENALTY, default=1.0, metavar="X", help="above 0 favours long answers (default 1)"
-    )
+    search.add_argument("--num-return-sequences", type=whole(1, 1000), metavar="N", help="answers (default 1)")
+    search.add_argument("--num-beams", type=BEAMS, metavar="N", help="beams (default 1: no beam search)")
+    search.add_argument("--length-penalty", type=PENALTY, metavar="X", help="above 0 favours long answers (default 1)")
 
     chat = commands.add_parser("chat", help=CHAT, description=CHAT, epilog=CHAT_EXAMPLES, **STYLE)
     _add_model(chat)
@@ -202,7 +198,9 @@ def add_waiting(group: Any) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     group = parser.add_argument_group(
-        "how tokens are chosen", "The likeliest one always, unless one of the next four asks for drawing."
+        "how tokens are chosen",
+        "The likeliest one always, unless one of the next four asks for drawing. What is not given is as in the "
+        "checkpoint's generation_config.json, where it has one.",
     )
     group.add_argument(
         "--temperature", type=number(0, 1e6), metavar="X", help="below 1 sharper, above 1 wilder; 0: no drawing"
@@ -220,7 +218,6 @@ def _add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     group.add_argument(
         "--repetition-penalty",
         type=number(0, 1e6, above=True),
-        default=1.0,
         metavar="X",
         help="above 1: repeat less (default 1)",
     )
@@ -230,11 +227,10 @@ def _add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     group.add_argument(
         "--max-new-tokens",
         type=TOKENS,
-        default=max_new_tokens,
         metavar="N",
-        help="most tokens to add (default %(default)s)",
+        help=f"most tokens to add (default {max_new_tokens})",
     )
-    group.add_argument("--min-new-tokens", type=whole(0), default=0, metavar="N", help="least tokens to add")
+    group.add_argument("--min-new-tokens", type=whole(0), metavar="N", help="least tokens to add")
     group.add_argument(
         "--stop",
         type=text,

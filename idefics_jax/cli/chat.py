@@ -16,7 +16,7 @@ from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import Printer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
 from idefics_jax.cli.errors import DEBUG, describe
-from idefics_jax.cli.loading import choosing, load_model, load_processor, note
+from idefics_jax.cli.loading import check_settings, choosing, fill_in, load_model, load_processor, note
 from idefics_jax.cli.process import interruptible
 from idefics_jax.cli.standard_input import read_lines
 from idefics_jax.generation.context import Context, least_request
@@ -39,8 +39,10 @@ class Conversation:
         self.processor = load_processor(options.model, options.high_depth)
         if not self.processor.end_of_utterance:
             raise ValueError(f"{options.model} was not trained to converse; chat needs an instruct checkpoint.")
+        fill_in(options)
+        check_settings(options)
         self.model = load_model(options.model, options.dtype, options.mesh, least_request)
-        self.rules = choosing(options, self.processor, self.model.config)
+        self.rules = choosing(options, self.processor)
         self.images: list[Image.Image] = []  # for the next message
         self.context: Context | None = None
 
@@ -89,10 +91,6 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         1 if there was a mistake and no one at a terminal to see it, else 0.
     """
-    if options.min_new_tokens > options.max_new_tokens:
-        raise ValueError(
-            f"--min-new-tokens is {options.min_new_tokens}, more than --max-new-tokens, {options.max_new_tokens}."
-        )
     conversation = Conversation(options)
     interactive = sys.stdin.isatty()
     if interactive:

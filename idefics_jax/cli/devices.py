@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,26 +16,17 @@ SILENT = 5  # seconds of them without a word
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """The sizes that `--mesh` gives, such as "fsdp=2,tensor=4"; an axis that it does not name has 1.
+    """The sizes that `--mesh` gives, as `idefics_jax.sharding.mesh_sizes` reads them.
 
     Raises:
         argparse.ArgumentTypeError: what is wrong.
     """
-    from idefics_jax.sharding import MESH_AXES  # with JAX, which only who asks for a mesh waits for
+    from idefics_jax import sharding  # with JAX, which only who asks for a mesh waits for
 
-    sizes = {}
-    for part in text.split(","):
-        axis, equals, size = part.strip().partition("=")
-        if axis not in MESH_AXES:
-            raise argparse.ArgumentTypeError(f"there is no axis {axis!r}; the axes are {', '.join(MESH_AXES)}")
-        if axis in sizes:
-            raise argparse.ArgumentTypeError(f"{axis} is given twice")
-        if not equals or not re.fullmatch(r"-?[0-9]{1,9}", size) or (int(size) < 1 and size != "-1"):
-            raise argparse.ArgumentTypeError(f"{part.strip()!r} must be {axis}= and a whole number, or -1 for the rest")
-        sizes[axis] = int(size)
-    if list(sizes.values()).count(-1) > 1:
-        raise argparse.ArgumentTypeError("only one axis can be -1, the rest of the devices")
-    return dict.fromkeys(MESH_AXES, 1) | sizes
+    try:
+        return sharding.mesh_sizes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def join(

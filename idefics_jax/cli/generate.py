@@ -12,7 +12,7 @@ import numpy as np
 from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
-from idefics_jax.cli.loading import choosing, load_model, load_processor
+from idefics_jax.cli.loading import check_settings, choosing, draws, fill_in, load_model, load_processor
 from idefics_jax.cli.standard_input import read_all
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.data.text import parse_json, read_json
@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: one sentence on what is wrong.
     """
+    fill_in(options)
     _check(options)
     if options.plan is not None:
         from idefics_jax.cli.plan import run as plan
@@ -48,7 +49,7 @@ def _answer(options: argparse.Namespace, prints: bool) -> None:
     inputs = read_prompt(options, processor) if prints else {"input_ids": np.zeros((0, 1), np.int32)}
     request = None if options.coordinator is not None else partial(_request, options, inputs)  # all alike or none
     model = load_model(options.model, options.dtype, options.mesh, request)
-    rules = choosing(options, processor, model.config)
+    rules = choosing(options, processor)
     with activity("Generating", visible=prints and sys.stderr.isatty()) as stop_activity:
         streamer = None
         if options.stream:
@@ -56,9 +57,7 @@ def _answer(options: argparse.Namespace, prints: bool) -> None:
         output = model.generate(
             **inputs,
             **rules,
-            num_beams=options.num_beams,
             length_penalty=options.length_penalty,
-            num_return_sequences=options.num_return_sequences,
             streamer=streamer,
             return_dict_in_generate=True,
         )
@@ -133,11 +132,9 @@ def make_answer(
 def _check(options: argparse.Namespace) -> None:
     """What `generate` would refuse too, but only once the model is loaded, and in Python's words."""
     several = options.num_return_sequences > 1
-    draws = any(getattr(options, name) is not None for name in ("temperature", "top_k", "top_p", "min_p"))
-    draws &= options.temperature != 0
     if options.messages is not None and options.image:
         raise ValueError("--image goes with --prompt or --question; name the images of --messages in the messages.")
-    if options.num_beams > 1 and draws:
+    if options.num_beams > 1 and draws(options):
         raise ValueError("--num-beams takes the likeliest tokens; leave it out, or --temperature and the like.")
     if options.stream and (several or options.num_beams > 1):
         raise ValueError("--stream prints one answer as it is made; leave out --num-beams and --num-return-sequences.")
@@ -145,5 +142,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--min-new-tokens is {options.min_new_tokens}, more than --max-new-tokens, {options.max_new_tokens}."
         )
-    if several and not draws and options.num_beams == 1:
+    if several and not draws(options) and options.num_beams == 1:
         raise ValueError("Without drawing there is one answer; add --temperature or --num-beams.")
+    check_settings(options)

@@ -1,17 +1,16 @@
 """What both commands need before they can answer: the model, the cache of compiled programs, the rules of choosing."""
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics_jax.cli.devices import start
 from idefics_jax.cli.process import tell
 from idefics_jax.config import IdeficsConfig
+from idefics_jax.generation_config import DEFAULTS, GenerationConfig, as_list
+from idefics_jax.hub import checkpoint_directory
 from idefics_jax.images import HighDepth
 from idefics_jax.pocket import POCKET
 from idefics_jax.processor import IdeficsProcessor
@@ -20,47 +19,10 @@ if TYPE_CHECKING:
     from idefics_jax.memory import Request
 
 
-def cache_directory() -> Path | None:
-    """Return where this user's programs keep what they can make again: `idefics-jax` in the platform's own place.
-
-    None where the user has no home.
-    """
-    windows = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
-    given = Path(windows or os.environ.get("XDG_CACHE_HOME") or "")
-    if given.is_absolute():  # others are to be ignored, says the XDG specification
-        return given / "idefics-jax"
-    try:
-        home = Path.home()
-    except RuntimeError:  # no HOME, and no account either
-        return None
-    places = {"win32": "AppData/Local", "darwin": "Library/Caches"}
-    return home / places.get(sys.platform, ".cache") / "idefics-jax"
-
-
-def keep_compiled_programs() -> None:
-    """Turn on JAX's persistent compilation cache; what the user set in JAX's own variables stays."""
-    import jax
-
-    folder: Path | str | None = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None:
-        own = cache_directory()
-        folder = own and own / "compiled"
-        jax.config.update("jax_compilation_cache_dir", folder and str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if folder and "://" not in str(folder) and jax.config.jax_enable_compilation_cache and not _is_writable(folder):
-        note(f"Compiled programs are not kept: {folder} cannot be written; JAX_COMPILATION_CACHE_DIR names another.")
-        jax.config.update("jax_enable_compilation_cache", False)
-
-
-def _is_writable(folder: Path | str) -> bool:
-    """Make a directory, and return True if files can be made in it."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except (OSError, ValueError):
-        return False
+MAX_NEW_TOKENS = {"generate": 100, "chat": 256}  # where neither the option nor the checkpoint says
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
+CHECKED = (*DRAWING, "max_new_tokens", "min_new_tokens", "repetition_penalty", "num_beams", "length_penalty")
+CHECKED += ("num_return_sequences",)
 
 
 def load_model(
@@ -79,12 +41,13 @@ def load_model(
     """
     import jax
 
+    from idefics_jax.compilation_cache import keep_compiled_programs
     from idefics_jax.memory import request_needs
     from idefics_jax.model import IdeficsForVisionText2Text
     from idefics_jax.sharding import make_mesh
 
     start()
-    keep_compiled_programs()
+    keep_compiled_programs(note)
     mesh = None if mesh_sizes is None else make_mesh(**mesh_sizes)
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
@@ -108,24 +71,65 @@ def load_processor(path: str, high_depth: HighDepth | None, remote_images: bool 
     return IdeficsProcessor(replace(processor.image_processor, **changes), processor.tokenizer)
 
 
-def choosing(options: argparse.Namespace, processor: IdeficsProcessor, config: IdeficsConfig) -> dict[str, Any]:
+def fill_in(options: argparse.Namespace) -> None:
+    """Fills in the options that were not given, by the checkpoint's `generation_config.json` where it has them.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    directory = checkpoint_directory(options.model)
+    own = GenerationConfig.from_pretrained(directory, IdeficsConfig.from_pretrained(directory))
+    options.own = own
+    drawing = [name for name in DRAWING if getattr(options, name) is not None]
+    one_answer = getattr(options, "stream", options.command == "chat")
+    if options.temperature != 0 and (drawing or (own.do_sample and not getattr(options, "num_beams", None))):
+        for name in DRAWING:
+            if getattr(options, name) is None:
+                setattr(options, name, getattr(own, name))
+        options.temperature = 1.0 if options.temperature is None else options.temperature
+        one_answer = True  # of a search; several can be drawn
+    single = {"num_beams": 1} if one_answer else {}
+    for name, default in (DEFAULTS | {"max_new_tokens": MAX_NEW_TOKENS[options.command]}).items():
+        if name not in DRAWING and getattr(options, name, default) is None:
+            value = getattr(own, name)
+            setattr(options, name, single.get(name, default if value is None else value))
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """Checks the options of how tokens are chosen, before a model is loaded.
+
+    Raises:
+        ValueError: one sentence on an option that is out of range.
+    """
+    chosen = {name: getattr(options, name) for name in CHECKED if getattr(options, name, None) is not None}
+    if options.temperature == 0:
+        del chosen["temperature"]
+    GenerationConfig(**chosen, stop_strings=options.stop, do_sample=draws(options)).check()
+
+
+def draws(options: argparse.Namespace) -> bool:
+    """Return True if tokens are drawn: an option of drawing was given, and the temperature is not 0."""
+    return options.temperature != 0 and any(getattr(options, name) is not None for name in DRAWING)
+
+
+def choosing(options: argparse.Namespace, processor: IdeficsProcessor) -> dict[str, Any]:
     """The arguments of `generate` that say how tokens are chosen and what ends an answer."""
-    draws = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    draws = {name: value for name, value in draws.items() if value is not None}
-    do_sample = bool(draws) and options.temperature != 0
-    tokenizer = processor.tokenizer
-    eos = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    drawing = {name: getattr(options, name) for name in DRAWING if getattr(options, name) is not None}
+    tokenizer, own = processor.tokenizer, options.own
+    eos = own.eos_token_id if isinstance(own.eos_token_id, list | tuple) else [own.eos_token_id]
     return {
-        "do_sample": do_sample,
-        **(draws if do_sample else {}),
+        "do_sample": draws(options),
+        **(drawing if draws(options) else {}),
         "seed": options.seed,
         "repetition_penalty": options.repetition_penalty,
         "max_new_tokens": options.max_new_tokens,
         "min_new_tokens": options.min_new_tokens,
-        "bad_words_ids": [tokenizer.encode(word) for word in options.bad_word],
-        "suppress_tokens": [processor.fake_token_id, processor.image_token_id],
-        "eos_token_id": list(dict.fromkeys([*eos, *processor.answer_ends])),
-        "stop_strings": options.stop,
+        "num_beams": getattr(options, "num_beams", 1),
+        "num_return_sequences": getattr(options, "num_return_sequences", 1),
+        "bad_words_ids": [*(own.bad_words_ids or ()), *(tokenizer.encode(word) for word in options.bad_word)],
+        "suppress_tokens": [*(own.suppress_tokens or ()), processor.fake_token_id, processor.image_token_id],
+        "eos_token_id": list(dict.fromkeys([*(id for id in eos if id is not None), *processor.answer_ends])),
+        "stop_strings": [*as_list(own.stop_strings), *options.stop],
         "tokenizer": processor,
     }
 

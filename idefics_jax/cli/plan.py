@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, processor: IdeficsProcessor, inputs: dict[s
 
     config = IdeficsConfig.from_pretrained(options.model)
     config = replace(config, dtype=compute_dtype(config.dtype, options.dtype))
-    rules = choosing(options, processor, config)
+    rules = choosing(options, processor)
     names = ("max_new_tokens", "do_sample", "bad_words_ids", "stop_strings", "tokenizer")
     with activity(f"Compiling for {options.plan}", visible=sys.stderr.isatty()):
         plan = plan_generation(

@@ -17,6 +17,7 @@ from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
 from idefics_jax.evaluation.scoring import log_likelihoods
 from idefics_jax.evaluation.states import ImageStates
 from idefics_jax.evaluation.store import Answer
+from idefics_jax.generation_config import DEFAULTS, GenerationConfig
 from idefics_jax.processor import IdeficsProcessor
 
 WINDOW = 32  # batches whose prompts are sorted by length together; more take memory, fewer pad more
@@ -199,6 +200,7 @@ def _generated(
 ) -> list[np.ndarray]:
     """The new tokens of each of the batch's `count` rows, those of all processes."""
     rules = {
+        "generation_config": GenerationConfig(**DEFAULTS),  # the protocol's, whatever the checkpoint's file says
         "max_new_tokens": protocol.max_new_tokens,
         "num_beams": protocol.num_beams,
         "bad_words_ids": [ids for word in protocol.bad_words if (ids := processor.tokenizer.encode(word))],

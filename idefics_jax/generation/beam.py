@@ -73,17 +73,12 @@ class BeamState(NamedTuple):
 
 
 def make_beam_rules(length_penalty: float, early_stopping: bool | str, room: int) -> BeamRules:
-    """Checks the settings and puts them into arrays, for answers of at most `room` tokens.
-
-    Raises:
-        ValueError: `early_stopping` is neither a bool nor "never".
-    """
-    if not isinstance(early_stopping, bool) and early_stopping != "never":
-        raise ValueError(f'early_stopping is {early_stopping!r}; it must be True, False or "never".')
+    """Puts settings into arrays, for answers of at most `room` tokens."""
     lengths = np.maximum(np.arange(room + 1, dtype=np.float64), 1)
+    divisor = np.clip(lengths**length_penalty, 1e-37, 1e37)  # a float32, of any length
     return BeamRules(
-        length_divisor=(lengths**length_penalty).astype(np.float32),
-        stop_when_full=np.bool_(early_stopping is True),
+        length_divisor=divisor.astype(np.float32),
+        stop_when_full=np.bool_(early_stopping not in (False, "never")),
         expect_longest=np.bool_(early_stopping == "never" and length_penalty > 0),
     )
 

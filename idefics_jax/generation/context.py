@@ -1,5 +1,6 @@
 """What was read and answered so far, so that a conversation's next turn reads only what is new."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from idefics_jax.cache import Cache
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import IMAGES, SLOTS, TOKENS, bucket
 from idefics_jax.generation.prompts import Prompts, aligned
+from idefics_jax.generation.shapes import Sizes
 from idefics_jax.memory import Request
 from idefics_jax.sharding import shards
 
@@ -96,8 +98,13 @@ def patches_per_image(config: IdeficsConfig) -> int:
     return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
-def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> Reading:
-    """Puts prompts into buckets, after what `context` has, with room for `new_tokens` more."""
+def plan_reading(
+    prompts: Prompts, context: Context | None, new_tokens: int, fit: Callable[[Sizes], Sizes] = lambda sizes: sizes
+) -> Reading:
+    """Puts prompts into buckets, after what `context` has, with room for `new_tokens` more.
+
+    `fit` may enlarge the buckets of a call that begins without a context.
+    """
     count, new_images = len(prompts.tokens), prompts.image_mask.shape[2]
     if context is None:
         tokens, embeds, valid, mask = prompts.tokens, prompts.embeds, prompts.valid, prompts.image_mask
@@ -117,8 +124,12 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
         image_slots = max(context.image_mask.shape[1], bucket(used + new_images, IMAGES))
         before, counts_before = context.conversations, context.token_counts
     columns = bucket(int(valid.sum(axis=1).max()), TOKENS)
-    slots = bucket(length + columns + new_tokens, SLOTS)
-    if context is not None:
+    slots, room = bucket(length + columns + new_tokens, SLOTS), bucket(new_tokens, SLOTS)
+    new_image_slots = bucket(new_images, IMAGES)
+    if context is None:
+        rows, columns, image_slots, slots, room = fit(Sizes(rows, columns, image_slots, slots, room))
+        new_image_slots = image_slots
+    else:
         slots = max(slots, context.cache.valid.shape[1])
     mask = np.pad(mask, ((0, 0), (0, 0), (0, image_slots - mask.shape[2])))
     said = [
@@ -131,9 +142,9 @@ def plan_reading(prompts: Prompts, context: Context | None, new_tokens: int) -> 
         valid=aligned(valid, valid, rows, columns),
         image_mask=aligned(mask, valid, rows, columns),
         slots=slots,
-        room=bucket(new_tokens, SLOTS),
+        room=room,
         used_images=used,
-        new_image_slots=bucket(new_images, IMAGES),
+        new_image_slots=new_image_slots,
         images=used + new_images,
         length=length + columns,
         conversations=tuple(np.concatenate([old, new]).astype(np.int32) for old, new in zip(before, said, strict=True)),

@@ -1,17 +1,22 @@
 """`generate`: prompts in, tokens out."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, no_type_check
 
+import jax
 import numpy as np
 
+from idefics_jax.checks import number
 from idefics_jax.generation.beam import make_beam_rules
 from idefics_jax.generation.context import Context, Reading, patches_per_image, plan_reading
 from idefics_jax.generation.hosts import Hosts
 from idefics_jax.generation.prompts import Prompts, check_prompts
 from idefics_jax.generation.run import answer, read, search
 from idefics_jax.generation.sampling import make_sampling
+from idefics_jax.generation.shapes import shapes_of
 from idefics_jax.generation.stopping import make_stop_table
+from idefics_jax.generation_config import RANGES, SETTINGS, GenerationConfig, as_list, settings, token_ids, word_ids
 from idefics_jax.memory import Request, check_memory, request_needs
 from idefics_jax.sharding import mesh_of, on_mesh_of
 
@@ -33,6 +38,7 @@ class GenerationOutput(NamedTuple):
     cache: Context | None
 
 
+@no_type_check  # wrong types have their own sentences
 def generate(
     model: Any,
     input_ids: Any = None,
@@ -45,30 +51,38 @@ def generate(
     interpolate_pos_encoding: bool = False,
     *,
     cache: Context | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     max_new_tokens: int | None = None,
     max_length: int | None = None,
-    min_new_tokens: int = 0,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    num_beams: int = 1,
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
-    num_return_sequences: int = 1,
+    min_new_tokens: int | None = None,
+    min_length: int | None = None,
+    do_sample: bool | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    no_repeat_ngram_size: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    early_stopping: bool | str | None = None,
+    num_return_sequences: int | None = None,
     bad_words_ids: Sequence[Sequence[int]] | None = None,
-    suppress_tokens: Sequence[int] | None = None,
-    eos_token_id: int | Iterable[int] | None = None,
-    pad_token_id: int | None = None,
+    suppress_tokens: int | str | Iterable[int | str] | None = None,
+    eos_token_id: int | str | Iterable[int | str] | None = None,
+    pad_token_id: int | str | None = None,
     stop_strings: str | Sequence[str] | None = None,
     tokenizer: Any = None,
     seed: int = 0,
     streamer: Any = None,
-    return_dict_in_generate: bool = False,
-) -> np.ndarray | GenerationOutput:
+    return_dict_in_generate: bool | None = None,
+    use_cache: bool | None = None,
+    **unknown: Any,
+) -> Any:
     """Continues each prompt: greedily, by sampling, or by beam search.
+
+    Settings that are None are those of `generation_config`, then those of `model.generation_config`, which are the
+    checkpoint's `generation_config.json`, then the reference's defaults.
 
     Prompts may be padded on either side. They are padded further to a few sizes, so that few programs are compiled; no
     padding changes an answer. A generated token sees the images that its prompt's last token saw.
@@ -87,30 +101,35 @@ def generate(
         image_attention_mask: `[batch, seq, images]`, non-zero where a token sees an image.
         interpolate_pos_encoding: accept images of another size than the model's.
         cache: the `cache` of an earlier output; the inputs are then the next turn alone.
+        generation_config: settings, an `idefics_jax.GenerationConfig`, a mapping, or one of transformers'.
         max_new_tokens: the most tokens to add; default 20, or as `max_length` allows.
         max_length: the most tokens of prompt and answer together, padding included.
         min_new_tokens: no end of sequence before so many.
+        min_length: no end of sequence before prompt and answer have so many together, padding included.
         do_sample: draw tokens, by the rules of the next four, instead of taking the likeliest.
         temperature: scores are divided by it.
-        top_k: draw from so many of the likeliest tokens; 0: from all. 50 unless given, as in the reference.
+        top_k: draw from so many of the likeliest tokens; 0: from all. 50 by default.
         top_p: draw from the likeliest tokens that have this probability together.
         min_p: draw from tokens that have at least this part of the likeliest one's probability.
         repetition_penalty: above 1, tokens that occurred before get less likely.
+        no_repeat_ngram_size: so many tokens in a row occur only once, the prompt's included; 0: no such rule.
         num_beams: above 1, beam search.
         length_penalty: with beams, scores are divided by `length ** length_penalty`.
         early_stopping: with beams: True ends once `num_beams` answers are finished; False, once better ones are
             unlikely; "never", once they are impossible.
         num_return_sequences: answers per prompt, drawn independently or the best of the beams.
         bad_words_ids: token sequences that must not occur.
-        suppress_tokens: tokens that must not occur.
-        eos_token_id: token or tokens that end an answer; default: the config's; `()`: none.
-        pad_token_id: what follows the end; default: the config's.
+        suppress_tokens: token or tokens that must not occur.
+        eos_token_id: token or tokens that end an answer, by id, or as text such as "</s>", which needs `tokenizer`;
+            `()`: none.
+        pad_token_id: what follows the end.
         stop_strings: strings that end an answer; the token that completes one is its last.
         tokenizer: tells what text tokens stand for; needed with `stop_strings`. A processor will do.
         seed: the same seed draws the same tokens; a row's do not depend on the other rows.
         streamer: has `put(tokens)`, called with the prompts `[batch, seq]` and then with each new token of each row,
             `[batch]`, and `end()`; those of `transformers` will do.
         return_dict_in_generate: return a `GenerationOutput` instead of its `sequences`.
+        use_cache: always so; other values change nothing.
 
     Returns:
         `sequences`, int32 `[batch * num_return_sequences, seq]`, the prompts included.
@@ -119,15 +138,20 @@ def generate(
         ValueError: one sentence on what does not fit: inputs, settings, a prompt and answer longer than the model's
             positions, caches larger than the memory; or the model gave NaN.
     """
+    arguments = {name: value for name, value in locals().items() if name in SETTINGS} | unknown
     config = model.config
-    eos = _tokens(config.eos_token_id if eos_token_id is None else eos_token_id)
-    pad = config.pad_token_id if pad_token_id is None else pad_token_id
-    pad = (eos or [0])[0] if pad is None else pad
     vocabulary = config.vocab_size + config.additional_vocab_size
-    stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
     hosts = Hosts(mesh_of(model))
     with hosts.errors_shared():
-        _check_modes(do_sample, num_beams, num_return_sequences, streamer)
+        chosen = settings(model.generation_config, generation_config, arguments)
+        seed = number("seed", seed, RANGES["seed"])
+        if chosen.num_beams > 1 and streamer is not None:
+            raise ValueError("Beam search knows its tokens only at the end; leave out num_beams or the streamer.")
+        eos = token_ids("eos_token_id", chosen.eos_token_id, tokenizer, vocabulary)
+        pad = token_ids("pad_token_id", chosen.pad_token_id, tokenizer, vocabulary)
+        pad = (pad or eos or [0])[0]
+        words = word_ids(chosen.bad_words_ids, tokenizer, vocabulary)
+        banned = token_ids("suppress_tokens", chosen.suppress_tokens, tokenizer, vocabulary)
         given = check_prompts(
             config,
             pad,
@@ -144,63 +168,58 @@ def generate(
         _check_cache(given, cache)
         sampling = make_sampling(
             vocabulary,
-            make_stop_table(stop_strings, tokenizer, vocabulary),
+            make_stop_table(as_list(chosen.stop_strings), tokenizer, vocabulary),
             eos=eos,
             pad=pad,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            min_new_tokens=min_new_tokens,
-            bad_words_ids=bad_words_ids or (),
-            suppress_tokens=suppress_tokens or (),
+            temperature=chosen.temperature,
+            top_k=chosen.top_k,
+            top_p=chosen.top_p,
+            min_p=chosen.min_p,
+            repetition_penalty=chosen.repetition_penalty,
+            no_repeat_ngram_size=chosen.no_repeat_ngram_size,
+            min_new_tokens=max(chosen.min_new_tokens, chosen.min_length - given.tokens.shape[1]),
+            bad_words_ids=words,
+            suppress_tokens=banned,
             seed=seed,
         )
-    modes = (num_beams, length_penalty, early_stopping, num_return_sequences, do_sample, interpolate_pos_encoding)
-    limits = (max_new_tokens, max_length)
+    beams, copies = int(chosen.num_beams), int(chosen.num_return_sequences)
+    modes = (beams, chosen.length_penalty, chosen.early_stopping, copies, chosen.do_sample, interpolate_pos_encoding)
+    limits = (chosen.max_new_tokens, chosen.max_length)
     prompts = hosts.share(given, [*sampling, *modes, *limits, streamer is None, cache is None])
-    limit = _limit(prompts, cache, config.max_position_embeddings, max_new_tokens, max_length)
+    limit = _limit(prompts, cache, config.max_position_embeddings, *limits)
+    if chosen.min_new_tokens > limit:
+        raise ValueError(
+            f"min_new_tokens is {chosen.min_new_tokens}, above the {limit} tokens that an answer can have; "
+            "raise max_new_tokens or lower it."
+        )
     scores = context = None
     with on_mesh_of(model):
-        reading = plan_reading(prompts, cache, limit)
+        kind = (beams, copies, chosen.do_sample, interpolate_pos_encoding, prompts.images_are, prompts.embeds is None)
+        shapes = shapes_of(model, (*kind, *(None if array is None else array.shape for array in sampling)))
+        reading = plan_reading(
+            prompts, cache, limit, partial(shapes.fit, new_tokens=limit, parameters=_parameters(model))
+        )
         if not hosts.several:  # the others would wait for a process that refuses
-            _check_memory(model, reading, max(num_beams, num_return_sequences))
-        rules = make_beam_rules(length_penalty, early_stopping, reading.room)
+            _check_memory(model, reading, max(beams, copies))
+        rules = make_beam_rules(chosen.length_penalty, chosen.early_stopping, reading.room)
         logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
-        if num_beams > 1:
+        if beams > 1:
             fill = pad or (eos or [0])[0]  # the reference's choice, which takes a padding token of 0 for none
-            answers, scores = search(
-                model, logits, read_cache, reading, num_beams, num_return_sequences, sampling, rules, limit, fill
-            )
+            answers, scores = search(model, logits, read_cache, reading, beams, copies, sampling, rules, limit, fill)
         else:
             if streamer is not None and prompts.embeds is None:
                 streamer.put(given.tokens)
             answers, context = answer(
-                model, logits, read_cache, reading, num_return_sequences, sampling, limit, do_sample, streamer
+                model, logits, read_cache, reading, copies, sampling, limit, bool(chosen.do_sample), streamer
             )
     if prompts.embeds is None:
-        answers = np.concatenate([np.repeat(given.tokens, num_return_sequences, axis=0), answers], axis=1)
-    return GenerationOutput(answers, scores, context) if return_dict_in_generate else answers
+        answers = np.concatenate([np.repeat(given.tokens, copies, axis=0), answers], axis=1)
+    return GenerationOutput(answers, scores, context) if chosen.return_dict_in_generate else answers
 
 
-def _tokens(value: int | Iterable[int]) -> list[int]:
-    return [value] if isinstance(value, int) else [int(token) for token in value]
-
-
-def _check_modes(do_sample: bool, num_beams: int, num_return_sequences: int, streamer: Any) -> None:
-    if num_beams < 1 or num_return_sequences < 1:
-        raise ValueError("num_beams and num_return_sequences must be 1 or more.")
-    if num_beams > 1 and do_sample:
-        raise ValueError("Beam search takes the likeliest tokens; leave out num_beams or do_sample.")
-    if num_beams > 1 and streamer is not None:
-        raise ValueError("Beam search knows its tokens only at the end; leave out num_beams or the streamer.")
-    if num_beams > 1 and num_return_sequences > num_beams:
-        raise ValueError(f"num_return_sequences is {num_return_sequences}, and there are only {num_beams} beams.")
-    if num_beams == 1 and num_return_sequences > 1 and not do_sample:
-        raise ValueError(
-            f"Greedy decoding gives one answer, not {num_return_sequences}; pass do_sample=True or num_beams."
-        )
+def _parameters(model: Any) -> int:
+    """Weights that every token passes through."""
+    return sum(leaf.size for leaf in jax.tree.leaves((model.model.decoder, model.head)))
 
 
 def _check_memory(model: Any, reading: Reading, copies: int) -> None:
@@ -227,15 +246,13 @@ def _limit(
     counts = prompts.valid.sum(axis=1) + (0 if cache is None else cache.token_counts)
     row, columns = int(np.argmax(counts)), prompts.tokens.shape[1]
     if max_new_tokens is not None:
-        limit = max_new_tokens
+        limit = int(max_new_tokens)
     elif max_length is not None:
         if max_length <= columns:
             raise ValueError(f"max_length is {max_length}, and the prompt has {columns} tokens already.")
-        limit = max_length - columns
+        limit = int(max_length) - columns
     else:
         limit = max(1, min(NEW_TOKENS, positions - int(counts[row])))
-    if limit < 1:
-        raise ValueError(f"max_new_tokens is {limit}; it must be 1 or more.")
     if counts[row] + limit > positions:
         raise ValueError(
             f"Prompt {row} has {counts[row]:,} tokens and asks for {limit:,} more, but the model has only "

@@ -128,6 +128,7 @@ def _sampling(
         top_p=1.0,
         min_p=0.0,
         repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         min_new_tokens=0,
         bad_words_ids=bad_words_ids,
         suppress_tokens=(),

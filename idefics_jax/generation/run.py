@@ -119,7 +119,8 @@ def search(
     real = len(reading.conversations)
     state = make_beam_state(*rows_of(reading, beams, sampling), beams, real, reading.room, fill)
     state = jax.tree.map(place, state)
-    candidates = beams * max(2, 1 + int(sampling.eos.sum()))
+    vocabulary = len(sampling.eos)
+    candidates = beams * min(max(2, 1 + int(sampling.eos.sum())), vocabulary)
     state = beam_search(model, cache, state, logits, sampling, rules, np.int32(limit), candidates=candidates)
     answers, lengths, scores, broken = fetch((state.answers, state.lengths, state.scores, state.broken))
     _check_finite(broken[:real], 1)
@@ -134,7 +135,7 @@ def rows_of(reading: Reading, copies: int, sampling: Sampling) -> tuple[History,
     rows = [row for row in rows for _ in range(copies)]
     stop_table = np.asarray(sampling.stop_table)
     states = np.array([state_after(stop_table, row) for row in rows], np.int32)
-    return make_history(rows, sampling), states, np.repeat(reading.image_mask[:, -1], copies, axis=0)
+    return make_history(rows, sampling, reading.slots), states, np.repeat(reading.image_mask[:, -1], copies, axis=0)
 
 
 def _check_finite(broken: np.ndarray, copies: int) -> None:

@@ -28,6 +28,7 @@ class Sampling(NamedTuple):
     outside_top_p: Float[Array, ""]  # 1 - top_p: the least likely tokens go while they add up to no more than this
     min_p: Float[Array, ""]  # tokens less likely than `min_p` times the likeliest go
     repetition_penalty: Float[Array, ""]  # scores of tokens seen before are divided (if negative, multiplied) by it
+    ngram: Int[Array, ""] | None  # so many tokens in a row occur only once; None: no such rule, nor its program
     min_new_tokens: Int[Array, ""]  # no end of sequence before so many
     eos: Bool[Array, "v"]  # tokens that end a sequence
     banned: Bool[Array, "v"]  # suppressed tokens and bad words of one token
@@ -41,7 +42,7 @@ class History(NamedTuple):
     """What the rules need to know of the tokens before."""
 
     seen: Bool[Array, "b v"]  # tokens that occur in the row, prompt and answer
-    recent: Int[Array, "b m"]  # the last `m = l - 1` tokens, -1 where there was none
+    recent: Int[Array, "b m"]  # the last tokens, -1 where there was none: `l - 1`, or all where n-grams are looked for
 
     def append(self, token: Int[Array, "b"]) -> "History":
         """The history with one more token per row."""
@@ -60,37 +61,14 @@ def make_sampling(
     top_p: float,
     min_p: float,
     repetition_penalty: float,
+    no_repeat_ngram_size: int,
     min_new_tokens: int,
     bad_words_ids: Sequence[Sequence[int]],
     suppress_tokens: Sequence[int],
     seed: int,
 ) -> Sampling:
-    """Checks the settings and puts them into arrays.
-
-    Raises:
-        ValueError: one sentence naming the setting that is out of range.
-    """
-    for name, value, fits, wanted in (
-        ("temperature", temperature, temperature > 0, "above 0 (do_sample=False is greedy)"),
-        ("top_k", top_k, top_k >= 0, "0 or more"),
-        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("min_p", min_p, 0 <= min_p <= 1, "between 0 and 1"),
-        ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "above 0"),
-        ("min_new_tokens", min_new_tokens, min_new_tokens >= 0, "0 or more"),
-    ):
-        if not fits:
-            raise ValueError(f"{name} is {value}; it must be {wanted}.")
+    """Puts settings into arrays, which `GenerationConfig.check` and `token_ids` have checked."""
     words = [list(word) for word in bad_words_ids if list(word) not in [[token] for token in eos]]
-    if not all(words):
-        raise ValueError("bad_words_ids holds an empty word; each must be a list of token ids.")
-    for name, tokens in (
-        ("eos_token_id", eos),
-        ("suppress_tokens", suppress_tokens),
-        ("bad_words_ids", [token for word in words for token in word]),
-    ):
-        if outside := [token for token in tokens if not 0 <= token < vocabulary]:
-            raise ValueError(f"{name} holds {outside[0]}, but the model's tokens are 0 to {vocabulary - 1}.")
-
     singles = [word[0] for word in words if len(word) == 1]
     longer = [word for word in words if len(word) > 1]
     width = bucket(max(map(len, longer), default=0), BAD_WORD_LENGTH)
@@ -104,6 +82,7 @@ def make_sampling(
         outside_top_p=np.float32(1 - top_p),
         min_p=np.float32(min_p),
         repetition_penalty=np.float32(repetition_penalty),
+        ngram=np.int32(no_repeat_ngram_size) if no_repeat_ngram_size else None,
         min_new_tokens=np.int32(min_new_tokens),
         eos=_mask(vocabulary, eos),
         banned=_mask(vocabulary, [*suppress_tokens, *singles]),
@@ -114,10 +93,13 @@ def make_sampling(
     )
 
 
-def make_history(rows: Sequence[np.ndarray], sampling: Sampling) -> History:
-    """The history of rows that hold these tokens so far."""
+def make_history(rows: Sequence[np.ndarray], sampling: Sampling, slots: int) -> History:
+    """The history of rows that hold these tokens so far; no row will have more than `slots`."""
     seen = np.zeros((len(rows), sampling.eos.shape[0]), bool)
-    recent = np.full((len(rows), sampling.bad_words.shape[1] - 1), NO_TOKEN, np.int32)
+    width = sampling.bad_words.shape[1] - 1
+    if sampling.ngram is not None:
+        width = max(width, slots)
+    recent = np.full((len(rows), width), NO_TOKEN, np.int32)
     for row, tokens in enumerate(rows):
         seen[row, tokens] = True
         if last := min(len(tokens), recent.shape[1]):
@@ -139,15 +121,34 @@ def restrict(
     penalised = jnp.where(scores < 0, scores * penalty, scores / penalty)
     scores = jnp.where(history.seen, penalised, scores)
     banned = sampling.banned | (sampling.eos & (new_tokens < sampling.min_new_tokens))
-    return jnp.where(banned | _ends_of_bad_words(history, sampling), -jnp.inf, scores)
+    banned = banned | _ends_of_bad_words(history, sampling)
+    if sampling.ngram is not None:
+        banned |= _ends_of_ngrams(history, sampling.ngram)
+    return jnp.where(banned, -jnp.inf, scores)
 
 
 def _ends_of_bad_words(history: History, sampling: Sampling) -> Bool[Array, "b v"]:
     if not sampling.bad_words.shape[0]:
         return jnp.zeros_like(history.seen)
     beginnings, ends = sampling.bad_words[:, :-1], sampling.bad_words[:, -1]
-    begun = jnp.all((beginnings == NO_TOKEN) | (beginnings == history.recent[:, None]), axis=-1)
+    recent = history.recent[:, -beginnings.shape[1] :]
+    begun = jnp.all((beginnings == NO_TOKEN) | (beginnings == recent[:, None]), axis=-1)
     return jnp.any(begun[:, :, None] & (ends[:, None] == jnp.arange(history.seen.shape[1])), axis=1)
+
+
+def _ends_of_ngrams(history: History, size: Int[Array, ""]) -> Bool[Array, "b v"]:
+    """The tokens that followed, somewhere in the row, what its last `size - 1` tokens are."""
+    recent, width = history.recent, history.recent.shape[1]
+
+    def also(back: Int[Array, ""], same: Bool[Array, "b m"]) -> Bool[Array, "b m"]:
+        last = jax.lax.dynamic_slice_in_dim(recent, width - back, 1, axis=1)
+        before = jnp.where(jnp.arange(width) < back, NO_TOKEN, jnp.roll(recent, back, axis=1))
+        return same & (before == last) & (last != NO_TOKEN)
+
+    follows = jax.lax.fori_loop(1, jnp.minimum(size, width + 1), also, recent != NO_TOKEN)
+    places = jnp.where(follows, recent, history.seen.shape[1])  # others beyond the vocabulary, where they are dropped
+    row = jnp.arange(len(recent))[:, None]
+    return jnp.zeros_like(history.seen).at[row, places].set(True, mode="drop")
 
 
 def warp(scores: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "b v"]:

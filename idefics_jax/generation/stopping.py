@@ -24,12 +24,10 @@ def make_stop_table(stop_strings: Sequence[str], tokenizer: Any, vocabulary: int
     `tokenizer`, such as a processor.
 
     Raises:
-        ValueError: an empty stop string, or no tokenizer to tell what text the tokens stand for.
+        ValueError: there is no tokenizer to tell what text the tokens stand for.
     """
     if not stop_strings:
         return np.zeros((1, vocabulary), np.int32)
-    if not all(stop_strings):
-        raise ValueError("A stop string is empty; every text would end with it.")
     if tokenizer is None:
         raise ValueError("stop_strings need to know the tokens' text; pass tokenizer=processor.tokenizer.")
     step, complete = _automaton([text.encode() for text in stop_strings])
