@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from idefics_jax.config import IdeficsConfig
 
@@ -42,7 +42,9 @@ class Request(NamedTuple):
     image_slots: int
 
 
-def check_memory(subject: str, needs: Mapping[str, int], mesh: Mesh | None = None, dtype: str = "") -> None:
+def check_memory(
+    subject: str, needs: Mapping[str, int], mesh: Mesh | AbstractMesh | None = None, dtype: str = ""
+) -> None:
     """Refuses what cannot fit.
 
     Args:
@@ -73,13 +75,13 @@ def check_memory(subject: str, needs: Mapping[str, int], mesh: Mesh | None = Non
     )
 
 
-def weight_needs(model: Any, mesh: Mesh | None = None) -> dict[str, int]:
+def weight_needs(model: Any, mesh: Mesh | AbstractMesh | None = None) -> dict[str, int]:
     """The weights of a model, or of its shapes, as `check_memory` takes them."""
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(model)})
     return {f"weights in {' and '.join(dtypes)}": bytes_of(model, mesh)}
 
 
-def request_needs(model: Any, mesh: Mesh | None, request: Request) -> dict[str, int]:
+def request_needs(model: Any, mesh: Mesh | AbstractMesh | None, request: Request) -> dict[str, int]:
     """What a call of `generate` needs beside the weights: caches, scores and, on a CPU, float32 copies.
 
     Args:
@@ -106,7 +108,7 @@ def request_needs(model: Any, mesh: Mesh | None, request: Request) -> dict[str, 
     return needs
 
 
-def bytes_of(tree: Any, mesh: Mesh | None = None) -> int:
+def bytes_of(tree: Any, mesh: Mesh | AbstractMesh | None = None) -> int:
     """Bytes of arrays, or of their shapes: on one accelerator, or on all of this process's CPU devices together."""
     devices = _local_devices(mesh)
     copies = max(len(devices), 1) if _on_cpu(devices) else 1
