@@ -102,7 +102,7 @@ def trained(options: str) -> tuple[str, ...]:
     if plan.memory is None or plan.cost is None or not plan.memory.fits:
         return (f"{rows:g}", f"does not fit: {plan.reason}", "", "", "", seconds)
     cost, memory = plan.cost, plan.memory
-    tokens = config.batch_size * config.data.sequence_length / cost.step_seconds / plan.devices
+    tokens = config.batch_size * config.data.tokens / cost.step_seconds / plan.devices
     return (
         f"{rows:g}, {remat_in_words(config.remat)}",
         f"{memory.total / GIB:.1f} of {memory.chip.hbm_bytes / GIB:.1f} GiB",

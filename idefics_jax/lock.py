@@ -138,7 +138,8 @@ def _read(path: AnyPath) -> bytes | None:
         if isinstance(path, Path):
             return path.read_bytes()
         path.fs.invalidate_cache()
-        return bytes(path.fs.cat_file(path.path))
+        content: Any = path.fs.cat_file(path.path)
+        return content
     except FileNotFoundError:
         return None
     except Exception as error:  # each kind of server has its own

@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from idefics_jax.data.sources import Source
 from idefics_jax.processor import IdeficsProcessor
 from idefics_jax.sharding import on_mesh, shards, spec
 
@@ -86,7 +87,11 @@ class Step(NamedTuple):
 
 
 def training_batches(
-    config: TrainConfig, processor: IdeficsProcessor, layout: Layout, streams: np.ndarray | None
+    config: TrainConfig,
+    processor: IdeficsProcessor,
+    layout: Layout,
+    streams: np.ndarray | None,
+    sources: list[Source] | None = None,
 ) -> Generator[Step, None, None]:
     """Batches for ever, from the start or from where the streams `[rows, numbers]` of a checkpoint were.
 
@@ -100,7 +105,9 @@ def training_batches(
             "batch size that it began with."
         )
     states = None if streams is None else {number: streams[number] for number in mine}
-    rows = training_rows(config.data, processor, seed=config.seed, streams=total, mine=mine, states=states)
+    rows = training_rows(
+        config.data, processor, seed=config.seed, streams=total, mine=mine, states=states, sources=sources
+    )
     try:
         while True:
             step = {number: next(rows) for number in mine}

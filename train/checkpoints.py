@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds: the state, and each data stream's `[streams, numbers]`, int32."""
+    """Contents of a checkpoint: the state, each data stream's `[streams, numbers]`, int32, and sums over all steps."""
 
     state: TrainState
     streams: np.ndarray
+    totals: dict[str, Any]
 
 
 class Checkpoints:
@@ -74,6 +75,10 @@ class Checkpoints:
         with _told("read", self.directory):
             self.manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def latest(self) -> int:
+        """Return the step of the newest checkpoint; 0 where there is none."""
+        return max(self.manager.all_steps(), default=0)
+
     def save(self, step: int, saved: Saved, eval_loss: float | None, wait: bool = False) -> None:
         """Starts to write the state after `step` steps; `wait`: until it is there.
 
@@ -88,6 +93,7 @@ class Checkpoints:
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(rest),
             data=ocp.args.StandardSave({"streams": saved.streams}),
+            totals=ocp.args.JsonSave(saved.totals),
         )
         metrics = None if eval_loss is None else {METRIC: eval_loss}
         with _told("written", self.directory):
@@ -126,16 +132,18 @@ class Checkpoints:
 
     def _read(self, step: int, like: TrainState) -> Saved:
         rest = {"opt_state": like.opt_state, "ema": like.ema, **_counters(like)}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
-            optimizer=ocp.args.StandardRestore(jax.tree.map(_abstract, rest)),
-            data=ocp.args.StandardRestore(),
-        )
-        found: Any = self.manager.restore(step, args=items)
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
+            "optimizer": ocp.args.StandardRestore(jax.tree.map(_abstract, rest)),
+            "data": ocp.args.StandardRestore(),
+        }
+        if (self.directory / str(step) / "totals").exists():  # earlier versions kept none
+            items["totals"] = ocp.args.JsonRestore()
+        found: Any = self.manager.restore(step, args=ocp.args.Composite(**items))
         rest = found.optimizer
         counters = {name: rest[name] for name in _counters(like)}
         state = TrainState(params=found.params, opt_state=rest["opt_state"], ema=rest["ema"], **counters)
-        return Saved(state, np.asarray(found.data["streams"]))
+        return Saved(state, np.asarray(found.data["streams"]), found.get("totals") or {})
 
     def _set_aside(self, damaged: list[int], error: Exception | None) -> None:
         for step in damaged:
@@ -163,10 +171,27 @@ def _told(what: str, directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300].rstrip(".")
         raise OSError(
-            f"Checkpoints in {directory} cannot be {what}: {reason}. Those that were finished are whole."
+            f"Checkpoints in {directory} cannot be {what}: {_reason(error)}. Those that were finished are whole."
         ) from error
+
+
+#: Words of system errors, in whatever a library wraps them, and what they mean.
+CAUSES = {
+    ("No space left on device", "ENOSPC"): "the disk is full; free some space there, and the same command goes on",
+    ("Disk quota exceeded", "EDQUOT"): "the disk quota is used up; free some space there, and the same command goes on",
+    ("File too large", "EFBIG"): "the file system takes no file of that size; choose another place",
+    ("Permission denied", "EACCES"): "permission is denied; make it writable, and the same command goes on",
+    ("Read-only file system", "EROFS"): "the file system is read-only; choose another place",
+}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    for words, meaning in CAUSES.items():
+        if any(word in text for word in words):
+            return meaning
+    return text.splitlines()[0][:300].rstrip(".")
 
 
 def _counters(state: TrainState) -> dict[str, jax.Array]:

@@ -1,15 +1,19 @@
 """Options of training and their `--help`, from the dataclasses in `config.py`."""
 
-import argparse
 import io
+import json
 import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, get_args
 
 from idefics_jax.cli import guarded
+from idefics_jax.cli.arguments import Parser
 from idefics_jax.cli.process import tell
+from idefics_jax.console import prepare
 
-from .config import TrainConfig
+from .config import RandomName, TrainConfig
 
 PROGRAM = "python -m train"
 EXAMPLES = """
@@ -24,35 +28,53 @@ examples:
   Whether that fits the pod and how fast it would be, from the TPU compiler, on any machine:
     python -m train --recipe idefics-instruct --pod v5e-256 --random 80b --out runs/chats --plan v5e:16x16
 
+--config FILE takes options from a JSON file, such as the run.json that every run writes; options beside it win.
 The same command again goes on where the run stopped. Status 0: finished; 75: told to stop (SIGTERM), saved, to be
 started again; 130: the same after Ctrl-C; 1: an error, in one sentence. IDEFICS_JAX_DEBUG=1 shows where it came from.
 """
+CONFIG_LIMIT = 10 * 2**20  # bytes
 
 
 def parse(arguments: Sequence[str], program: str = PROGRAM) -> TrainConfig:
     """Return the configuration: the options over the defaults of the recipe and the machine that they name.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, recipe or machine.
+        FileNotFoundError, ValueError: no such model, recipe, machine or file; or a value that is not allowed.
         SystemExit: options that are wrong (status 2), or `--help`.
     """
-    import tyro
-
-    # The recipe's defaults depend on the model, and tyro wants defaults first; so these four are looked at before.
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # The recipe's defaults depend on the model, and tyro wants defaults first; so these are looked at before.
     names = ("recipe", "pod", "model", "random")
+    early = Parser(prog=program, add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    known, rest = early.parse_known_args(arguments)
+    arguments = [*_from_file(known.config), *rest]
     for name in names:
         early.add_argument(f"--{name}")
     known, _ = early.parse_known_args(arguments)
-    default = TrainConfig(out=tyro.MISSING, **{name: getattr(known, name) for name in names})
+    if known.random not in get_args(RandomName):
+        known.random = None  # tyro names the choices
+    default = TrainConfig(out="", **{name: getattr(known, name) for name in names})
     if "--help" not in arguments and "-h" not in arguments and (known.recipe or known.pod):
         from .recipes import with_defaults
         from .starting import model_config
 
         default = with_defaults(default, model_config(default))
-    refused = io.StringIO()
+    config = _parsed(arguments, default, program)
+    if not config.out:
+        raise ValueError("Say where the run's files go: --out with a directory or URL.")
+    if config.epochs is not None and any(one == "--steps" or one.startswith("--steps=") for one in arguments):
+        raise ValueError("--epochs and --steps both say how long to train; give one of them.")
+    config.check()
+    return config
+
+
+def _parsed(arguments: Sequence[str], default: TrainConfig, program: str) -> TrainConfig:
+    """Parse by tyro, whose boxed errors become one line."""
+    import tyro
+
+    shown = io.StringIO()
     try:
-        with redirect_stderr(refused):
+        with redirect_stderr(shown):
             return tyro.cli(
                 TrainConfig,
                 args=list(arguments),
@@ -62,7 +84,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> TrainConfig:
                 config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit:
-        if text := refused.getvalue():
+        if text := shown.getvalue():
             tell(f"{program}: {_without_box(text)}; see {program} --help.")
         raise
 
@@ -75,12 +97,46 @@ def _without_box(text: str) -> str:
     return found.rstrip(" .") or "an option is wrong"
 
 
+def _from_file(path: str | None) -> list[str]:
+    """Return the options in a JSON file, as they are written on a command line.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds something else.
+    """
+    if path is None:
+        return []
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            values = json.loads(file.read(CONFIG_LIMIT))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--config {path} is not a JSON file: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} holds no options; give a JSON object, as in a run's run.json.")
+    values.pop("starts", None)
+    return _options(values)
+
+
+def _options(values: dict[str, Any], prefix: str = "--") -> list[str]:
+    options: list[str] = []
+    for name, value in values.items():
+        option = prefix + name.replace("_", "-")
+        if isinstance(value, dict):
+            options += _options(value, f"{option}.")
+        elif isinstance(value, list):
+            options += [option, *map(str, value)] if value else []
+        elif name != "epochs" or value is not None:
+            options += [option, str(value)]
+    return options
+
+
 def main(arguments: Sequence[str], program: str = PROGRAM) -> int:
     """Train and return the exit status; an error is one sentence on standard error and status 1.
 
     Args:
         program: name that --help and errors say.
     """
+    prepare()
 
     def run() -> int:
         config = parse(arguments, program)

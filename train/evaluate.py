@@ -6,11 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.generation_config import DEFAULTS, GenerationConfig
-from idefics_jax.images import to_rgb
 from idefics_jax.loss import IGNORED
 from idefics_jax.prompts import IMAGE_TOKEN, Text
 
@@ -22,6 +20,7 @@ from .data.pipeline import evaluation_rows, questions
 from .metrics import Prediction
 
 ANSWERED_TOGETHER = 8
+SHOWN = 8
 
 
 def eval_loss(
@@ -53,12 +52,23 @@ def _full(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def answers(config: TrainConfig, processor: IdeficsProcessor, model: IdeficsForVisionText2Text) -> list[Prediction]:
-    """Greedy answers to the first held-out records; of several processes the first has them, the others help."""
-    asked = [question for question in questions(config.data, processor, config.eval.answers) if question.answer]
-    return [prediction for part in _parts(asked) for prediction in _answer(config, processor, model, part)]
+    """Answer the first `config.eval.answers` held-out records greedily.
+
+    Of several processes the first one gets the answers, and the others help.
+    """
+    asked = questions(config.data, processor, config.eval.answers)
+    found = [prediction for part in _parts(asked) for prediction in _answer(config, processor, model, part)]
+    return found[: len(asked)]
+
+
+def samples(predictions: list[Prediction], processor: IdeficsProcessor) -> list[Prediction]:
+    """Return the first answers with their images, to be looked at."""
+    load = processor.image_processor.load
+    return [one._replace(images=[np.asarray(load(image)) for image in one.images]) for one in predictions[:SHOWN]]
 
 
 def _parts(asked: list[Question]) -> Iterable[list[Question]]:
+    """Divide the questions into parts of one size, which one program answers; the last is filled up."""
     for start in range(0, len(asked), ANSWERED_TOGETHER):
         part = asked[start : start + ANSWERED_TOGETHER]
         yield part + [part[0]] * (ANSWERED_TOGETHER - len(part)) if start else part
@@ -82,10 +92,4 @@ def _answer(
     new = np.asarray(tokens)[:, inputs["input_ids"].shape[1] :]
     for question, text in zip(part, processor.batch_decode(new, skip_special_tokens=True), strict=True):
         prompt = "".join(item if isinstance(item, Text) else IMAGE_TOKEN for item in question.prompt)
-        yield Prediction(
-            prompt, text.strip(), question.answer, [_pixels(image, processor) for image in question.images]
-        )
-
-
-def _pixels(image: Any, processor: IdeficsProcessor) -> np.ndarray:
-    return np.asarray(to_rgb(image) if isinstance(image, Image.Image) else processor.image_processor.load(image))
+        yield Prediction(prompt, text.strip(), question.answer, question.images)

@@ -19,7 +19,7 @@ def run_flops(config: TrainConfig, model: IdeficsConfig, paths: tuple[str, ...])
     return step_flops(
         model,
         rows=config.batch_size,
-        sequence_length=config.data.sequence_length,
+        sequence_length=config.data.tokens,
         images=config.batch_size * config.data.max_images,
         trainable=lambda path: path in known and chosen(path),
     )

@@ -15,6 +15,8 @@ from .flops import peak_flops, run_flops
 from .metrics import Metrics
 from .optimizer import schedule
 
+AT_THE_END = 5  # steps in a row, before the last one, that must not all be skipped
+
 
 class Late:
     """Logs each step's metrics when the next step is under way, so that nothing waits for the devices.
@@ -74,11 +76,15 @@ class Late:
         number, values = self.waiting
         self.waiting = None
         found = {name: float(value) for name, value in jax.device_get(values).items()}
-        if found["skipped_in_row"] >= self.config.max_skipped:
+        # A run that ends while it diverges has failed too.
+        last = number == self.config.steps
+        allowed = min(self.config.max_skipped, AT_THE_END, number) if last else self.config.max_skipped
+        if found["skipped_in_row"] >= allowed:
             raise RuntimeError(
-                f"{self.config.max_skipped} steps in a row had a loss or gradients that were not finite, the last of "
-                f"them step {number}; nothing of them was kept. A lower --optimizer.learning-rate or float32 (--dtype) "
-                "may mend it; the same command goes on from the last checkpoint."
+                f"{int(found['skipped_in_row'])} steps in a row had a loss, gradients or updates that were not finite, "
+                f"the last of them step {number}; nothing of them was kept, saved or exported. A lower "
+                "--optimizer.learning-rate or float32 (--dtype) may mend it; the same command goes on from "
+                "the last checkpoint."
             )
         if timed:
             self.until, self.timed = time.monotonic(), self.counts.copy()

@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """What the model answered to a held-out prompt. `images`: uint8 `[height, width, 3]`."""
+    """Answer of the model to a held-out prompt. `images`: their sources; of samples uint8 `[height, width, 3]`."""
 
     prompt: str
     answer: str
     reference: str
-    images: list[np.ndarray]
+    images: list[Any]
 
     @property
     def right(self) -> bool | None:
@@ -103,7 +103,10 @@ class Metrics(AbstractContextManager):
             self._show(step, values)
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:
-        """Numbers about held-out data, named eval_...: a line of their own, and `eval/...` in TensorBoard."""
+        """Numbers about held-out data, named eval_...: a line of their own, and `eval/...` in TensorBoard.
+
+        `eval_right` of `eval_answered` records is shown beside the exact match, which is their share.
+        """
         values = {name: _plain(value) for name, value in values.items()}
         tags = {f"eval/{name.removeprefix('eval_')}": value for name, value in values.items()}
         self._line({"step": step, **values}, tags)
@@ -111,12 +114,13 @@ class Metrics(AbstractContextManager):
             numbers = ", ".join(
                 f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}"
                 for name, value in values.items()
-                if isinstance(value, int | float)
+                if isinstance(value, int | float) and name not in COUNTS
             )
-            self.note(f"step {step:,}: held-out {numbers}")
+            counts = " ({} of {} right)".format(*(values[name] for name in COUNTS)) if COUNTS[0] in values else ""
+            self.note(f"step {step:,}: held-out {numbers}{counts}")
 
     def predictions(self, step: int, predictions: list[Prediction]) -> None:
-        """Sample answers: lines of `predictions.jsonl` with small JPEG images in them, and texts in TensorBoard."""
+        """Write samples: lines of `predictions.jsonl` with small JPEG images in them, and texts in TensorBoard."""
         if not self.enabled:
             return
         lines = [
@@ -140,7 +144,9 @@ class Metrics(AbstractContextManager):
     def _line(self, line: dict[str, Any], tags: dict[str, Any]) -> None:
         if self.enabled:
             self._try(lambda: jsonl.append(self.directory / METRICS, [line]))
-            points = {tag: float(value) for tag, value in tags.items() if isinstance(value, int | float)}
+            numbers = {tag: value for tag, value in tags.items() if isinstance(value, int | float)}
+            # TensorBoard shows no point that is not finite, and tensorboardX warns of each.
+            points = {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
             self._try(lambda: self.tensorboard.scalars(line["step"], points))
 
     def _show(self, step: int, values: dict[str, Any]) -> None:
@@ -175,6 +181,8 @@ class Metrics(AbstractContextManager):
             self.warned = True
 
 
+#: Values of an evaluation that say how many the others are of.
+COUNTS = ("eval_right", "eval_answered")
 #: What the progress line shows of a step, short enough for a terminal of 80 columns.
 LABELS = {
     "loss": "loss {:.4f}",

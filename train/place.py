@@ -14,10 +14,44 @@ from pathlib import Path
 
 from idefics_jax.paths import AnyPath, as_path
 
+#: A directory with one of them is a checkpoint's, which a finished model replaces.
+CHECKPOINT_FILES = {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
 EVERY = 60.0  # seconds between copies
 
 logger = logging.getLogger(__name__)
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # whatever it logs, with a traceback, it raises too
+
+
+def check_place(option: str, out: str, checkpoint: bool = False) -> None:
+    """Check that a directory can be made or written there; an object store is not asked.
+
+    Args:
+        checkpoint: other files than a checkpoint's are refused as well.
+
+    Raises:
+        OSError: the place cannot be written.
+        ValueError: other files are there.
+    """
+    path = as_path(out)
+    if not isinstance(path, Path):
+        return
+    path = path.absolute()
+    found = next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
+    if not found.is_dir():
+        raise NotADirectoryError(
+            f"{option} {out} cannot be a directory: {found} is a file; remove it, or name another."
+        )
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{option} {out} cannot be written: {found} allows no writing; change that, or name another."
+        )
+    if checkpoint and found == path:
+        names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+        if names and not names & CHECKPOINT_FILES:
+            raise ValueError(
+                f"{option} {out} holds other files, such as {min(names)}, and no checkpoint; name an empty "
+                "directory or a new one."
+            )
 
 
 class Place:

@@ -31,6 +31,13 @@ def leave() -> None:
         jax.distributed.shutdown()
 
 
+def agreed(true: bool) -> bool:
+    """Return what the first process says, in every process; all wait here for each other."""
+    if jax.process_count() == 1:
+        return true
+    return bool(multihost_utils.broadcast_one_to_all(true))
+
+
 class StopRequest:
     """Whether the run was asked to stop: by SIGTERM (preemption) or, once, by Ctrl-C."""
 

@@ -86,9 +86,9 @@ def _recipe(config: TrainConfig, large: bool) -> TrainConfig:
                 config,
                 trainable="lora",
                 steps=1000,
-                batch_size=16,
+                batch_size=8,  # of two images each: the notebook's 16 a step
                 lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05, targets=r"attention/[qkv]$"),
-                data=replace(config.data, sequence_length=256, max_images=1, pack=False),
+                data=replace(config.data, max_images=2),
                 optimizer=OptimizerConfig(learning_rate=2e-4, schedule="linear"),
             )
         case "frozen-backbones":  # the same folder: finetune_image_captioning.py
@@ -96,8 +96,8 @@ def _recipe(config: TrainConfig, large: bool) -> TrainConfig:
                 config,
                 trainable="frozen-backbones",
                 steps=1000,
-                batch_size=64,
-                data=replace(config.data, sequence_length=256, max_images=1, pack=False),
+                batch_size=16,  # of four images each: its 64 a step
+                data=replace(config.data, max_images=4),
                 optimizer=OptimizerConfig(learning_rate=5e-6, schedule="linear"),
             )
     raise ValueError(f"There is no recipe {config.recipe!r}; known: {', '.join(RECIPES)}.")
@@ -109,7 +109,7 @@ def _on_pod(config: TrainConfig, large: bool) -> TrainConfig:
     machine = PODS[config.pod]
     fit = machine.large if large else machine.small
     # A row of 2048 tokens takes the memory of two of 1024.
-    at_once = machine.devices * max(1, fit.rows * 1024 // max(1024, config.data.sequence_length))
+    at_once = machine.devices * max(1, fit.rows * 1024 // max(1024, config.data.tokens))
     parts = max(1, round(config.batch_size / at_once))
     return replace(
         config,

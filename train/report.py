@@ -6,7 +6,6 @@
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 from html import escape
@@ -16,7 +15,9 @@ from typing import Any
 from . import jsonl
 from .charts import Curve, Points, chart, number, smoothed
 from .config import TrainConfig
-from .metrics import METRICS, PREDICTIONS
+from .history import STARTS
+from .jsonl import write_whole
+from .metrics import COUNTS, METRICS, PREDICTIONS
 from .place import Place
 from .report_samples import samples
 
@@ -43,6 +44,7 @@ def write_report(directory: str | Path) -> Path:
     here = Path(__file__)
     metrics, predictions = (list(jsonl.read(directory / name)) for name in (METRICS, PREDICTIONS))
     settings, summary = (_load(directory / name) for name in ("run.json", "summary.json"))
+    starts = settings.pop(STARTS, [])
     training = _by_step(line for line in metrics if "loss" in line)
     held_out = _by_step(line for line in metrics if any(name.startswith("eval_") for name in line))
     name = directory.resolve().name
@@ -54,6 +56,7 @@ def write_report(directory: str | Path) -> Path:
             samples(predictions),
             _skipped(training, sorted(directory.glob(SKIPPED))),
             _table("Totals", _flat(summary)) if summary else "",
+            _starts(starts),
             _settings(settings),
         ]
     )
@@ -66,13 +69,8 @@ def write_report(directory: str | Path) -> Path:
         f"<title>{escape(name)}</title><style>{here.with_suffix('.css').read_text()}</style></head>"
         f"<body>{body}<script>{here.with_suffix('.js').read_text()}</script></body></html>\n"
     )
-    path, partial = directory / REPORT, directory / f".{REPORT}.{os.getpid()}"
-    try:
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    write_whole(directory / REPORT, page)
+    return directory / REPORT
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -118,7 +116,9 @@ def _tiles(training: Lines, held_out: Lines, settings: dict[str, Any]) -> str:
         if points:
             low = "loss" in name or "perplexity" in name
             step, best = (min if low else max)(points, key=lambda point: point[1])
-            tile(_title(name), number(points[-1][1]), f"best {number(best)}, at step {step:,}")
+            counts = [held_out[-1].get(count) for count in COUNTS] if name == "eval_exact_match" else []
+            shown = "{} of {} right; ".format(*counts) if all(isinstance(one, int) for one in counts) and counts else ""
+            tile(_title(name), number(points[-1][1]), f"{shown}best {number(best)}, at step {step:,}")
     for name, title in ("tokens_per_second", "Tokens/s"), ("images_per_second", "Images/s"), ("mfu", "MFU"):
         values = [value for _, value in _points(training, name) if not math.isnan(value)]
         if values:
@@ -129,7 +129,7 @@ def _tiles(training: Lines, held_out: Lines, settings: dict[str, Any]) -> str:
 
 def _names(held_out: Lines) -> list[str]:
     """What was measured on held-out data, the loss first."""
-    names = {name for line in held_out for name in line if name.startswith("eval_")}
+    names = {name for line in held_out for name in line if name.startswith("eval_")} - set(COUNTS)
     return sorted(names, key=lambda name: (name != "eval_loss", name))
 
 
@@ -191,6 +191,20 @@ def _settings(settings: dict[str, Any]) -> str:
     chosen = _table("Settings", {name: value for name, value in flat.items() if name not in usual})
     rest = _rows({name: value for name, value in flat.items() if name in usual})
     return f"{chosen}<details><summary>{len(usual)} more, as they are by default</summary>{rest}</details>"
+
+
+def _starts(starts: Any) -> str:
+    """Each start of a run that was continued, with the settings that differ from the start before."""
+    if not isinstance(starts, list) or len(starts) < 2:
+        return ""
+    rows: dict[str, Any] = {}
+    before: dict[str, Any] = {}
+    for place, start in enumerate(starts, 1):
+        flat = _flat(start.get("settings", {}))
+        changed = {name: value for name, value in flat.items() if name in before and before[name] != value}
+        rows[f"{place}. from step {start.get('step')}, {start.get('time')}"] = changed or "the same settings"
+        before = flat
+    return _table("Starts", rows)
 
 
 def _table(title: str, values: dict[str, Any]) -> str:

@@ -63,8 +63,8 @@ def example_of(record: Mapping[str, Any], folder: AnyPath, processor: IdeficsPro
     text.encode()  # of half a surrogate pair, which JSON can hold: a ValueError here, a TypeError in `tokenizers`
     encoding = tokenizer.tokenizer.encode(text + eos, add_special_tokens=False)
     ids = encoding.ids
-    if len(ids) > config.sequence_length:
-        raise ValueError(f"too long: {len(ids)} tokens, --data.sequence-length is {config.sequence_length}")
+    if len(ids) > config.tokens:
+        raise ValueError(f"too long: {len(ids)} tokens, --data.sequence-length is {config.tokens}")
     if len(images) > config.max_images:
         raise ValueError(f"too many images: {len(images)}, --data.max-images is {config.max_images}")
     if ids.count(processor.image_token_id) != len(images):

@@ -106,7 +106,7 @@ class Stream(Iterator[Row]):
 
     def _choose(self, placed: Sequence[Example]) -> list[tuple[int, Example]]:
         """Documents out of the pool that fit beside those `placed`, the oldest first."""
-        tokens = self._config.sequence_length - sum(len(example.ids) for example in placed)
+        tokens = self._config.tokens - sum(len(example.ids) for example in placed)
         images = self._config.max_images - sum(len(example.images) for example in placed)
         if not self._config.pack and placed:
             return []
@@ -169,7 +169,7 @@ def make_row(
     examples: Sequence[Example], pixels: Sequence[np.ndarray], processor: IdeficsProcessor, config: DataConfig
 ) -> Row:
     """The row of documents that fit in it and their pixels, each `[images, height, width, 3]`; its state is empty."""
-    tokens, images, size = config.sequence_length, config.max_images, processor.image_processor.image_size
+    tokens, images, size = config.tokens, config.max_images, processor.image_processor.image_size
     row = Row(
         input_ids=np.full(tokens, processor.tokenizer.pad_token_id, np.int32),
         labels=np.full(tokens, IGNORED, np.int32),

@@ -121,11 +121,13 @@ def training_rows(
     streams: int,
     mine: Sequence[int],
     states: Mapping[int, np.ndarray] | None = None,
+    sources: list[Source] | None = None,
 ) -> Generator[Row, None, None]:
     """Rows of the streams `mine` in turns, for ever: mine[0], mine[1], ..., mine[0], ...
 
     Stream s of all `streams` has the documents s, s + streams, s + 2 streams, ... of one order, so that hosts share
-    the work by their `mine` alone. `states` has the last row's state of each stream that goes on.
+    the work by their `mine` alone. `states` has the last row's state of each stream that goes on; `sources` are those
+    of `config`, where they are open already.
 
     The next row of every stream is made ahead: by `config.workers` processes, lowered to a divisor of the number of
     streams so that each has as many, or by threads of this one. Close the iterator (`.close()`) to end them.
@@ -136,7 +138,7 @@ def training_rows(
     """
     if not mine or not set(mine) <= set(range(streams)):
         raise ValueError(f"This host's streams {list(mine)} must be some of the {streams}.")
-    sources = open_sources(config.train)
+    sources = open_sources(config.train) if sources is None else sources
     check_columns(sources, config.template)
     made = Documents(
         sources, documents(sources, seed, shuffle=True), processor, config, seed if config.augment else None

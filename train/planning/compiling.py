@@ -88,7 +88,7 @@ def batch_shapes(config: TrainConfig, model: IdeficsConfig, mesh: Mesh | None) -
     """A batch's shapes, as `train.batches` lays it out."""
     layout = make_layout(config, mesh)
     rows, data = (layout.accumulation, layout.rows), config.data
-    tokens, images, size = data.sequence_length, data.max_images, model.vision_config.image_size
+    tokens, images, size = data.tokens, data.max_images, model.vision_config.image_size
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((*rows, *shape), dtype, sharding=layout.sharding)

@@ -28,7 +28,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     if plan.memory is None or plan.cost is None:
         return found
     memory, cost = plan.memory, plan.cost
-    tokens = config.batch_size * config.data.sequence_length
+    tokens = config.batch_size * config.data.tokens
     return found | {
         "hbm_bytes": {
             "chip": memory.chip.hbm_bytes,
@@ -57,7 +57,7 @@ def to_markdown(plan: Plan) -> str:
     lines = [
         f"# {slices}{config.plan}: {plan.devices} devices",
         "",
-        f"`{config.trainable}`, {config.batch_size:,} rows of {config.data.sequence_length:,} tokens and "
+        f"`{config.trainable}`, {config.batch_size:,} rows of {config.data.tokens:,} tokens and "
         f"{config.data.max_images} images in {config.accumulation} part{'s' * (config.accumulation > 1)}, "
         f"{remat_in_words(config.remat)}; mesh {_mesh(config.mesh, plan.devices)}; "
         f"compiled in {plan.compile_seconds:.0f} s.",
