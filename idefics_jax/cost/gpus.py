@@ -1,6 +1,9 @@
 """The NVIDIA GPUs that programs are compiled for on machines without one."""
 
+import math
 from typing import Any, NamedTuple
+
+import jax
 
 #: XLA's numbers of the types that its cost model has rates for (`PrimitiveType` in xla_data.proto): numbers in vector
 #: units with how many units a core has and their operations per cycle; and in matrix units, by the rate of bfloat16.
@@ -56,6 +59,8 @@ def gpu_devices(name: str, count: int, hosts: int = 1) -> list[Any]:
     """
     from jax.experimental import topologies  # only plans need it
 
+    # Never kept: JAX could not read programs for absent devices back.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     topology = f"1x{hosts}x{count}"  # slices, hosts, GPUs of a host
     found = topologies.get_topology_desc(platform="cuda", topology=topology, target_config=target_config(GPUS[name]))
     return list(found.devices)
