@@ -117,7 +117,7 @@ def test_a_bad_prompt(generate, images, prompt, count, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "is not valid JSON"),
+        ("[{", "is not JSON"),
         ("{}", "must be a list of messages"),
         ("[]", "no messages"),
         ('[{"role": "system", "content": "x"}]', "role 'system'"),
