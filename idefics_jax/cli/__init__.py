@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 from idefics_jax.cli.errors import DEBUG, describe
 from idefics_jax.cli.process import (
@@ -66,7 +67,7 @@ def execute(arguments: Sequence[str]) -> int:
 
 def guarded(program: str, run: Callable[[], int]) -> int:
     """Run a command and return its exit status; an error is one sentence in the program's name."""
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold characters that the terminal's encoding has not
     try:
         with plain_warnings(program):
