@@ -27,7 +27,9 @@ CASES = [
     ),
     Case("tokens with a point", (*GENERATE, "--max-new-tokens", "2.5"), "--max-new-tokens: '2.5' must be a whole"),
     Case("least above most", (*GENERATE, "--min-new-tokens", "101"), "--min-new-tokens is 101, more than --max-new"),
-    Case("least above most, chat", (*CHAT, "--min-new-tokens", "999"), "--min-new-tokens is 999, more than --max-new"),
+    Case(
+        "least above most, chat", (*CHAT, "--min-new-tokens", "999"), "min_new_tokens is 999, above max_new_tokens=256"
+    ),
     Case("least below zero", (*GENERATE, "--min-new-tokens", "-1"), "--min-new-tokens: '-1' must be a whole number, 0"),
     Case(
         "5,000 beams", (*GENERATE, "--num-beams", "5000"), "--num-beams: '5000' must be a whole number from 1 to 1000"
@@ -76,7 +78,7 @@ CASES = [
     Case(
         "a file of messages that is not UTF-8",
         ("generate", *MODEL, "--messages", "{d}/m.json"),
-        "m.json is not UTF-8 text",
+        "m.json is not JSON: it is not UTF-8",
         files=lambda folder: folder.write("m.json", b'["\xff"]'),
     ),
     Case("messages in a directory", ("generate", *MODEL, "--messages", "{d}"), "is a directory"),
