@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,9 +36,10 @@ def keep_compiled_programs(tell: Callable[[str], object] | None = None) -> None:
     Args:
         tell: is called with a sentence where programs cannot be kept.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # whose attributes JAX makes as it starts
+    if not settings.jax_enable_compilation_cache:
         return
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", settings.jax_compilation_cache_dir)
     if folder is None:
         own = cache_directory()
         if own is None or (tell is None and not _is_writable(own / "compiled")):
