@@ -99,7 +99,7 @@ class Work(NamedTuple):
 
     def _is_empty(self) -> bool:
         """Return True if nothing but hidden files, which stay, is in the directory of the output."""
-        return self.out.is_dir() and all(path.name.startswith(".") for path in Path(self.out).iterdir())
+        return self.out.is_dir() and all(path.name.startswith(".") for path in self.out.iterdir())
 
     def _job(self) -> dict[str, Any]:
         """The job as it was recorded, before anything else; empty if the run was stopped even before that."""

@@ -219,7 +219,7 @@ class Pretrained(nnx.Module):
         return self
 
     @property
-    def device(self) -> jax.Device:
+    def device(self) -> Any:
         """The device that the weights are on.
 
         Raises:
@@ -312,7 +312,7 @@ def compute_dtype(checkpoint: str, asked: Any) -> str:
     return name
 
 
-def _devices(model: Any) -> list[jax.Device]:
+def _devices(model: Any) -> list[Any]:
     leaf = jax.tree.leaves(model)[0]
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise ValueError("The model is abstract, made of shapes, and on no device.")

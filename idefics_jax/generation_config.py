@@ -4,7 +4,7 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self, no_type_check
+from typing import Any, Self, cast, no_type_check
 
 import numpy as np
 
@@ -310,7 +310,7 @@ def token_ids(name: str, value: Any, tokenizer: Any, vocabulary: int) -> list[in
         return []
     many = (not isinstance(value, str) and np.ndim(value) > 0) or isinstance(value, set | frozenset)
     ids = []
-    for token in list(value) if many else [value]:
+    for token in cast("list[Any]", list(value) if many else [value]):
         if isinstance(token, str):
             token = _id_of(name, token, tokenizer)
         if isinstance(token, bool | np.bool_) or not hasattr(token, "__index__"):

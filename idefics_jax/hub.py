@@ -50,7 +50,7 @@ def checkpoint_directory(
             os.fspath(path),
             allow_patterns=patterns,
             revision=revision,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             token=token,
             local_files_only=local_files_only,
         )

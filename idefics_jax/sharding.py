@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from jaxtyping import Array
 from idefics_jax import torus
 
 MESH_AXES = ("data", "fsdp", "tensor")
+AnyMesh = TypeVar("AnyMesh", bound=Mesh | AbstractMesh | None)
 
 #: Logical axis -> mesh axes. Anything absent is not split.
 LOGICAL_AXES = {
@@ -125,7 +126,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return dict.fromkeys(MESH_AXES, 1) | sizes
 
 
-def as_mesh(mesh: Any) -> Any:
+def as_mesh(mesh: AnyMesh | str | Mapping[str, int]) -> AnyMesh | Mesh:
     """The mesh that a text such as "tensor=2" or a mapping of sizes stands for; meshes and None as they are.
 
     Raises:
@@ -137,7 +138,7 @@ def as_mesh(mesh: Any) -> Any:
         sizes = mesh_sizes(mesh)
     except ValueError as error:
         raise ValueError(f'mesh="{mesh}" is not a mesh: {error}.') from error
-    return make_mesh(**sizes)
+    return make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
 
 
 def platform() -> str:

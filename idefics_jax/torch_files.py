@@ -104,7 +104,7 @@ def _member(file: AnyPath, archive: zipfile.ZipFile, name: str) -> bytes:
 def _check_memo(file: AnyPath, content: bytes) -> None:
     """Refuse a pickle that numbers what it keeps higher than it can have things: each number would take memory."""
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(content):
             raise _Refused(f"The pickle in {file} is damaged: it keeps thing number {argument:,}; download it again.")
 
 

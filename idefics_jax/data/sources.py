@@ -11,7 +11,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from idefics_jax.data.text import decode, json_object, parse_json, read_lines
@@ -170,6 +169,7 @@ class ArrayRecords(Source):
     def __init__(self, path: AnyPath):
         super().__init__(path)
         try:
+            import fsspec
             import grain
         except ImportError as error:
             raise ValueError(f"{path} is read by grain; pip install grain to read it.") from error
