@@ -1,5 +1,6 @@
 """Images to the vision tower's pixels: RGB, resized to a square, rescaled and normalised as CLIP's."""
 
+import contextlib
 import json
 import math
 import os
@@ -100,6 +101,12 @@ class IdeficsImageProcessor:
                 return processor._transform(image_transform, image, f"Image {number}")
             return processor._process(image, f"Image {number}", table)
 
+        once: set[int] = set()
+        for image in images:
+            if isinstance(image, Image.Image) and id(image) in once:
+                with contextlib.suppress(Exception):  # what is wrong with it is said below
+                    image.load()  # Pillow reads a file when it is first used, which two threads must not do at once
+            once.add(id(image))
         workers = min(len(images), os.cpu_count() or 1)
         if workers < 2:
             pixels = [process(numbered) for numbered in enumerate(images)]

@@ -212,3 +212,13 @@ def test_photographs_live(tmp_path):
     theirs = IdeficsImageProcessorPil().preprocess(sources, return_tensors="np")
     ours = IdeficsImageProcessor().preprocess(sources)
     np.testing.assert_allclose(ours, np.moveaxis(np.stack(theirs), 1, -1), rtol=0, atol=1e-6)
+
+
+def test_a_picture_that_several_prompts_share_is_read_once(tmp_path):
+    """Pillow reads a file when its picture is first used, here by several threads."""
+    random = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    Image.fromarray(random).save(tmp_path / "photo.png")
+    for _ in range(5):
+        with Image.open(tmp_path / "photo.png") as photo:
+            pixels = IdeficsImageProcessor(image_size=8).preprocess([photo] * 8)
+        assert (pixels == pixels[0]).all()
