@@ -226,7 +226,8 @@ def read_bytes(source: str | Path, name: str, fetch: Fetch | None = fetch) -> by
     if is_remote(text):
         if fetch is None:
             raise ValueError(
-                f"{name} is not fetched: remote images are off; give the file, or turn on --remote-images."
+                f"{name} is not fetched: remote images are off; give the file, or allow them with --remote-images "
+                "(in training --data.remote-images)."
             )
         return fetch(text, name=name)
     if DATA_URL.match(text):

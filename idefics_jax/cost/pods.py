@@ -14,6 +14,7 @@ from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.kernels import kernel_cycles
 from idefics_jax.cost.memory import Memory, memory
 from idefics_jax.cost.reading import Cost
+from idefics_jax.quiet import quiet
 
 
 class Compiled(NamedTuple):
@@ -46,7 +47,8 @@ def pod_devices(topology: str, slices: int) -> list[Any]:
     try:
         options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
         options |= {"wrap": closed_sides(topology)}
-        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
+        with quiet():
+            return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:  # JAX raises several kinds
         reason = str(error).splitlines()[0]
         raise ValueError(

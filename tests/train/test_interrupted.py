@@ -65,7 +65,7 @@ def test_a_run_that_is_done_stays_done(place, expected):
 
 def test_another_batch_size_is_refused(place, expected):
     printed = place.run("whole", status=1, **{**STEPS, "steps": 20, "batch_size": 4})
-    assert "--batch-size is 4" in printed
+    assert "--batch-size 8, not 4" in printed
     assert place.losses("whole") == expected
 
 
