@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -133,7 +133,7 @@ def as_mesh(mesh: AnyMesh | str | Mapping[str, int]) -> AnyMesh | Mesh:
         ValueError: the text is not of this form, or does not use the devices.
     """
     if not isinstance(mesh, str):
-        return make_mesh(**mesh) if isinstance(mesh, Mapping) else mesh
+        return make_mesh(**cast("Any", mesh)) if isinstance(mesh, Mapping) else mesh
     try:
         sizes = mesh_sizes(mesh)
     except ValueError as error:
