@@ -63,7 +63,7 @@ CASES = [
         "many turns", [user("Hi.")] * 100_000, r"The conversation has 100,000 messages; at most [\d,]+ are possible"
     ),
     messages("a role that is a list", [{"role": ["user"], "content": "Hi."}], r"Message 0 has the role \['user'\]"),
-    messages("half of a character in a message", [user("a\ud83d")], "not valid Unicode"),
+    messages("half of a character in a message", [user("a\ud83d")], "half of a surrogate pair"),
     messages("a part that is a number", [user([5])], "Part 0 of message 0 is neither a text nor an image"),
     Case("chat: temperature", (*CHAT, "--temperature", "nan"), "temperature.* must be"),
     Case("chat: limit", (*CHAT, "--max-new-tokens", "0"), "max-new-tokens.* must be"),
