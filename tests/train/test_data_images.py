@@ -81,7 +81,7 @@ def test_boxes_are_torchvisions():
 def test_training_fetches_nothing_unless_asked(tmp_path: Path):
     IdeficsProcessor(IdeficsImageProcessor(), tiny_processor().tokenizer).save_pretrained(tmp_path)
     address = "http://127.0.0.1:9/x.png"
-    with pytest.raises(ValueError, match="remote images are off; give the file, or turn on --remote-images"):
+    with pytest.raises(ValueError, match="remote images are off; give the file, or allow them with --remote-images"):
         image_pixels(address, load_processor(str(tmp_path), DataConfig()).image_processor)
     asked = load_processor(str(tmp_path), DataConfig(remote_images=True, high_depth="scale")).image_processor
     assert asked.high_depth == "scale"
