@@ -306,6 +306,8 @@ def test_a_tensor_in_two_shards(sharded):
 
 def test_an_index_that_is_not_one(sharded):
     (sharded / INDEX).write_text('{"weights": ')
+    assert f"{INDEX} is not valid JSON" in refusal(sharded)
+    (sharded / INDEX).write_text('{"weights": {}}')
     assert f"{INDEX} is not an index of weights" in refusal(sharded)
 
 
