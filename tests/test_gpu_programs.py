@@ -38,7 +38,10 @@ def attention_calls(text):
     return Counter(re.findall(r'custom_call_target="__cudnn\$fmha(\w+)"', text))
 
 
-@pytest.mark.parametrize("trainable", ["full", "idefics", "frozen-backbones", "heads", "lora"])
+OTHERS = ["idefics", "frozen-backbones", "heads", "lora"]  # each takes minutes to compile
+
+
+@pytest.mark.parametrize("trainable", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_every_choice_of_what_trains_compiles(trainable):
     remat = ("attention",) if trainable == "heads" else "full"
     data = DataConfig(sequence_length=256, max_images=2)
