@@ -137,7 +137,7 @@ def test_random_weights_that_do_not_fit_are_not_made(monkeypatch):
     ("command", "parts"),
     [
         (("generate", *QUESTION), ("weights in float32",)),
-        (("generate", *QUESTION, "--num-beams", "500"), ("caches of 500 rows", "ask for fewer beams")),
+        (("generate", *QUESTION, "--num-beams", "200"), ("caches of 200 rows", "ask for fewer beams")),
         (("chat",), ("weights in float32", "13.4 MB")),
         (("demo",), ("weights in float32",)),
     ],

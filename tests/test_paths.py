@@ -46,7 +46,7 @@ def test_what_cannot_be_opened_is_named(tmp_path):
         read_regular(tmp_path / "loop", 100)
     with pytest.raises(OSError, match=r"cannot be read: File name too long\.$"):
         read_regular(tmp_path / ("x" * 300), 100)
-    with pytest.raises(OSError, match=r"a\\x00b' cannot be read: embedded null byte\.$"):
+    with pytest.raises(OSError, match=r"a\\x00b' cannot be read: .*null"):
         read_regular(tmp_path / "a\0b", 100)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/inside cannot be read: Not a directory\.$"):
