@@ -58,7 +58,7 @@ def test_shown_commands_parse(monkeypatch):
     monkeypatch.setattr("train.starting.IdeficsConfig.from_pretrained", lambda path: IdeficsConfig.idefics_9b())
     text = re.sub(r"\\\n *", "", README + cli.EXAMPLES)
     commands = re.findall(r"^ *python -m train (.*)$", text, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         assert parse(shlex.split(command)).out
 
