@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any
@@ -53,11 +54,15 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a name comes twice.
     """
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} comes twice")
-    return values
+    if (twice := repeated(pairs)) is not None:
+        raise ValueError(f"{shown(twice)} comes twice")
+    return dict(pairs)
+
+
+def repeated(pairs: list[tuple[str, Any]]) -> str | None:
+    """Return the first name that comes twice in an object of a JSON file, in one pass; None if there is none."""
+    counts = Counter(name for name, _ in pairs)
+    return None if len(counts) == len(pairs) else next(name for name, count in counts.items() if count > 1)
 
 
 def shown(value: Any) -> str:

@@ -14,6 +14,7 @@ AnyPath: TypeAlias = Path | UPath
 #: What is taken where a path is asked for.
 PathLike: TypeAlias = str | os.PathLike | UPath
 
+PIECE = 2**24  # bytes that are read at a time
 MAX_JSON = 64 * 2**20  # bytes of a JSON file; the tokenizers of large vocabularies have 20 MB
 KINDS = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 
@@ -68,14 +69,19 @@ def read_regular(path: AnyPath, limit: int) -> bytes:
         FileNotFoundError, OSError: the file cannot be read.
         ValueError: it is no regular file, or has more bytes.
     """
+    content = bytearray()
     with open_regular(path) as file:
-        try:
-            content = file.read(limit + 1)  # not by the size that the system says: a file of /proc has 0, another grows
-        except Exception as error:
-            raise OSError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    if len(content) > limit:
-        raise ValueError(f"{path} has more than {limit:,} bytes, the most that is read of such a file.")
-    return content
+        # Not by the size that the system says: a file of /proc has 0, another grows. And not all of the limit at once,
+        # for which memory would be taken before anything is read.
+        while len(content) <= limit:
+            try:
+                piece = file.read(min(PIECE, limit + 1 - len(content)))
+            except Exception as error:
+                raise OSError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+            if not piece:
+                return bytes(content)
+            content += piece
+    raise ValueError(f"{path} has more than {limit:,} bytes, the most that is read of such a file.")
 
 
 def read_json(path: AnyPath, limit: int = MAX_JSON) -> Any:

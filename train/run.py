@@ -14,7 +14,8 @@ from idefics_jax import IdeficsForVisionText2Text
 from idefics_jax.checkpoint import save_checkpoint
 from idefics_jax.compilation_cache import keep_compiled_programs
 from idefics_jax.compiler import training_options
-from idefics_jax.data.records import check_data, open_sources
+from idefics_jax.data.records import check_columns, check_data, open_sources
+from idefics_jax.data.sources import Source
 from idefics_jax.lock import locked
 from idefics_jax.lora import merge_adapters
 from idefics_jax.paths import as_path
@@ -54,7 +55,7 @@ def run(config: TrainConfig) -> int:
         RuntimeError: too many records or steps could not be used; or another run is in the directory.
     """
     config.check()
-    check_inputs(config)
+    sources = check_inputs(config)
     join(config.process)
     keep_compiled_programs()
     watch, place = Watch(config.process.patience), Place(config.out)
@@ -62,7 +63,7 @@ def run(config: TrainConfig) -> int:
         with watch:
             if jax.process_index() == 0:
                 held.enter_context(locked(place.path, "train"))
-            trainer = Trainer(config, place, watch)
+            trainer = Trainer(config, sources, place, watch)
         with stop_requests() as stop, closing(trainer), watch:
             status = trainer.train(stop)
             watch.at(DONE)
@@ -73,8 +74,8 @@ def run(config: TrainConfig) -> int:
     return status
 
 
-def check_inputs(config: TrainConfig) -> None:
-    """Check what takes no time to check, before minutes are spent on loading a model.
+def check_inputs(config: TrainConfig) -> list[Source]:
+    """Open what is trained on, and check what takes no time to check, before minutes are spent on loading a model.
 
     Raises:
         OSError: there are no such data, or an output cannot be written where it is to be.
@@ -84,16 +85,19 @@ def check_inputs(config: TrainConfig) -> None:
         raise ValueError("Say what to train on: --data.train with a folder, a .jsonl file, or others (see --help).")
     if config.model is None:
         raise ValueError("--model gives the tokenizer and image processor, with --random too.")
-    check_data([*config.data.train, *config.data.eval], config.data.template)
+    sources = open_sources(config.data.train)
+    check_columns(sources, config.data.template)
+    check_data(config.data.eval, config.data.template)
     check_place("--out", config.out)
     if config.export is not None:
         check_place("--export", config.export, checkpoint=True)
+    return sources
 
 
 class Trainer:
     """What a run holds while it goes on."""
 
-    def __init__(self, config: TrainConfig, place: Place, watch: Watch):
+    def __init__(self, config: TrainConfig, sources: list[Source], place: Place, watch: Watch):
         self.began = time.monotonic()
         self.watch, self.place = watch, place
         self.directory = place.local
@@ -104,8 +108,8 @@ class Trainer:
         self.model_config = model_config(config)
         assert config.model is not None
         self.processor = load_processor(config.model, config.data)
-        self.sources = open_sources(config.data.train)
-        looked = look(self.sources, self.processor, config.data)
+        self.sources = sources
+        looked = look(sources, self.processor, config.data)
         self.config = config = fitted(config, looked)
         config.check()  # the warm-up, now that the number of steps is known
         self.per_row = records_per_row(looked, config.data)

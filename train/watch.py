@@ -21,6 +21,7 @@ from jax._src import distributed  # the client of the coordination service has n
 
 from idefics_jax.cli.errors import describe
 from idefics_jax.cli.process import interruptible, tell
+from idefics_jax.console import DEBUG
 
 BEAT = 2.0  # seconds between signs of life
 SILENCE = 30.0  # seconds without one, after which a process counts as dead
@@ -62,7 +63,7 @@ class Watch(AbstractContextManager):
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or jax.process_count() == 1:
             return
-        if os.environ.get("IDEFICS_JAX_DEBUG"):
+        if os.environ.get(DEBUG):
             traceback.print_exception(error)
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             # Most likely what the end of another process looks like from here: that one is to be named.

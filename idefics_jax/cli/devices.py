@@ -125,7 +125,7 @@ def start() -> None:
     """
     import jax
 
-    from idefics_jax.quiet import quiet
+    from idefics_jax.console import quiet
 
     with nullcontext() if jax.distributed.is_initialized() else quiet():
         platform = jax.default_backend()

@@ -7,7 +7,8 @@ import stat
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-DEBUG = "IDEFICS_JAX_DEBUG"  # environment variable: tracebacks, and the lines of libraries
+from idefics_jax.console import DEBUG
+
 LONGEST = 600  # characters of a sentence that another library wrote
 OURS = {"idefics_jax", "train", "conversion"}
 #: The extra that brings a module.

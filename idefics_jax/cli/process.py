@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from idefics_jax.cli.errors import DEBUG, describe
+from idefics_jax.cli.errors import describe
+from idefics_jax.console import DEBUG, open_streams
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a program ended by SIGINT or SIGPIPE
-closed_streams: set[int] = set()  # 0, 1 and 2 where the process was started without them
 
 
 def run_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a program on the process's arguments, and end the process with the status that it returns."""
-    _open_streams()
+    open_streams()
     if not 20 <= _columns() <= 10_000:
         del os.environ["COLUMNS"]  # libraries that draw tables loop or fail
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
@@ -92,14 +92,3 @@ def tell(text: str) -> None:
     """Print a line on standard error, whether or not anyone can still read it."""
     with suppress(OSError, ValueError):
         print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
-
-
-def _open_streams() -> None:
-    """Open the null device for standard streams that are closed, so that no file takes their place."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        closed_streams.add(descriptor)
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from idefics_jax.paths import AnyPath, open_regular
+from idefics_jax.json_files import repeated
+from idefics_jax.paths import AnyPath, open_regular, read_regular
 
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 MAX_LINE = 256 * 2**20  # bytes of a line, so that a file without lines does not fill the memory
 MAX_FILE = 4 * 2**30  # bytes of a file that is read as a whole
-PIECE = 2**24
 
 
 class Number(float):
@@ -79,14 +79,9 @@ def read_json(path: AnyPath) -> Any:
         OSError: the file cannot be read.
         ValueError: it is not JSON.
     """
-    content = bytearray()
-    with open_regular(path) as file:
-        while piece := file.read(PIECE):  # a read of as many bytes as are allowed would take that memory at once
-            content += piece
-            if len(content) > MAX_FILE:
-                raise ValueError(f"{path} has more than {MAX_FILE:,} bytes; write it as JSONL.")
+    content = read_regular(path, MAX_FILE)
     try:
-        return parse_json(bytes(content))
+        return parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {str(error).removeprefix('it is not valid JSON: ')}.") from error
 
@@ -113,12 +108,9 @@ def read_lines(path: AnyPath) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    if (twice := repeated(pairs)) is not None:
         raise ValueError(f'it has "{twice[:100]}" twice in one object; keep one')
-    return found
+    return dict(pairs)
 
 
 def _reason(text: str, error: json.JSONDecodeError) -> str:

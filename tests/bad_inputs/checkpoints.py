@@ -11,6 +11,9 @@ SHARD = "model-00001-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 INSPECT = ("inspect", "{d}/model")
+# A header of a hundred thousand names, of which the last comes twice: to compare each with all takes minutes.
+NAMES = ",".join(f'"{number}":1' for number in range(100_000)) + ',"x":1,"x":1'
+MANY_NAMES = struct.pack("<Q", len(NAMES) + 2) + f"{{{NAMES}}}".encode()
 GENERATE = ("generate", "--model", "{d}/model", "--prompt", "Hello.")
 
 
@@ -106,6 +109,7 @@ CASES = [
     Case("one offset", INSPECT, "is damaged", header(offsets(0))),
     Case("header that is a list", INSPECT, "is damaged", put(SHARD, struct.pack("<Q", 2) + b"[]")),
     Case("a name twice", INSPECT, "comes twice", put(SHARD, struct.pack("<Q", 13) + b'{"a":1,"a":2}')),
+    Case("a name twice after many others", INSPECT, '"x" comes twice', put(SHARD, MANY_NAMES), seconds=10),
     Case("header longer than the file", INSPECT, "cut off", put(SHARD, struct.pack("<Q", 2**60) + b"{}")),
     Case("bin that is no zip", INSPECT, "PyTorch 1.6", only("pytorch_model.bin", b"not a zip file")),
     Case("tokenizer is a list", GENERATE, "tokenizer.json holds a list", put("tokenizer.json", [])),
