@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def test_the_commands_take_it_by_default(capsys):
 
 def test_chat_remembers_the_picture(monkeypatch, capsys):
     lines = f"/image {PICTURES / 'elephant.png'}\nWhat is this?\nHow many things are there?\n"
-    monkeypatch.setattr("sys.stdin", StringIO(lines))
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(lines.encode())))
     assert main(["chat"]) == 0
     assert capsys.readouterr().out.split() == ["elephant", "one"]
 
