@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
         params: the weights that train, nested by path; float32.
         opt_state: optax's.
         ema: a moving average of `params`; None where none is kept.
-        skipped: steps whose gradients or new weights were not finite, and so changed nothing; int32.
+        skipped: steps whose gradients were not finite, and so changed nothing; int32.
         skipped_in_row: the last of them, without one in between that was not skipped; int32.
     """
 
@@ -171,10 +171,11 @@ def make_train_step(
 
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(gradients)
+            # Not by the new weights: the whole model's old and new ones would be in memory until all are known. Weights
+            # that overflow all the same are refused before they are saved (`all_finite`).
+            finite = jnp.isfinite(norm) & jnp.isfinite(losses.loss)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            # Finite gradients can still overflow in the optimizer, or in the sum of weights and updates.
-            finite = jnp.isfinite(norm) & jnp.isfinite(losses.loss) & all_finite(params)
             ema, decay = state.ema, config.ema
             if decay is not None:
                 ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
