@@ -3,8 +3,8 @@
 Every need is a lower bound: what is refused could not have run. CPU devices share the machine's memory, so the needs of
 all of a process's devices add up there; an accelerator has its own.
 
-On a CPU XLA multiplies in float32: a program with 16-bit weights holds float32 copies of all of them while it runs, and
-of the key-value cache. 16 bits therefore take more memory there than float32: 6 bytes a weight.
+On a CPU the XLA of JAX 0.10 multiplies in float32: a program with 16-bit weights holds float32 copies of all of them
+while it runs, so that 16 bits take more memory there than float32: 6 bytes a weight. JAX 0.11 and 0.12 hold none.
 """
 
 import os
@@ -22,6 +22,9 @@ from idefics_jax.config import IdeficsConfig
 #: Environment variable: gigabytes that count as free, instead of what the machine says; `inf` refuses nothing.
 FREE_GB = "IDEFICS_JAX_FREE_GB"
 WIDE = 4  # bytes of a float32
+#: Whether XLA copies 16-bit weights into float32 ones on a CPU, all at once: read in compiled programs of 0.10.2, 0.11.2
+#: and 0.12.0 (tests/test_memory.py).
+CPU_WIDENS_WEIGHTS = jax.__version_info__ < (0, 11)
 
 
 class Request(NamedTuple):
@@ -101,7 +104,7 @@ def request_needs(model: Any, mesh: Mesh | AbstractMesh | None, request: Request
     copies = WIDE * numbers if width < WIDE else 0  # of the cache, in decoding
     needs["temporary values"] = _share(max(attention, copies), mesh)
     narrow = [leaf for leaf in jax.tree.leaves((model.model.decoder, model.head)) if leaf.dtype.itemsize < WIDE]
-    if narrow:
+    if narrow and CPU_WIDENS_WEIGHTS:
         needs["float32 copies of weights, which XLA makes on a CPU"] = sum(
             bytes_of(leaf, mesh) // leaf.dtype.itemsize * WIDE for leaf in narrow
         )

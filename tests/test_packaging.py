@@ -106,7 +106,7 @@ def test_the_readme_has_two_setup_commands_of_one_line():
     commands = re.findall(r"^python3 -m venv .*$", text, re.MULTILINE)
     main, tests = commands
     assert ".venv/bin/idefics-jax generate" in main
-    assert tests.endswith(".venv/bin/pytest")
+    assert tests.endswith(".venv/bin/pytest -n auto")
     assert not any(command.endswith("\\") for command in commands)
     assert "pip>=25.1" in tests or "-U pip" in tests, "--group needs a newer pip than Python 3.11 brings"
 

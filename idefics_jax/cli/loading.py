@@ -42,7 +42,7 @@ def load_model(
     import jax
 
     from idefics_jax.compilation_cache import keep_compiled_programs
-    from idefics_jax.memory import request_needs
+    from idefics_jax.memory import CPU_WIDENS_WEIGHTS, request_needs
     from idefics_jax.model import IdeficsForVisionText2Text
     from idefics_jax.sharding import make_mesh
 
@@ -52,7 +52,8 @@ def load_model(
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
         if path != POCKET and IdeficsConfig.from_pretrained(path).dtype != dtype:
-            note("Computing in float32; on a CPU bfloat16 is slower, and takes more memory while it computes.")
+            memory = "more" if CPU_WIDENS_WEIGHTS else "less"
+            note(f"Computing in float32; on a CPU bfloat16 is slower, and takes {memory} memory while it computes.")
     return IdeficsForVisionText2Text.from_pretrained(
         path,
         dtype=dtype or "auto",
