@@ -22,8 +22,8 @@ from idefics_jax.config import IdeficsConfig
 #: Environment variable: gigabytes that count as free, instead of what the machine says; `inf` refuses nothing.
 FREE_GB = "IDEFICS_JAX_FREE_GB"
 WIDE = 4  # bytes of a float32
-#: Whether XLA copies 16-bit weights into float32 ones on a CPU, all at once: read in compiled programs of 0.10.2, 0.11.2
-#: and 0.12.0 (tests/test_memory.py).
+#: True if XLA copies 16-bit weights into float32 ones on a CPU, all at once (read in compiled programs of JAX 0.10.2,
+#: 0.11.2 and 0.12.0).
 CPU_WIDENS_WEIGHTS = jax.__version_info__ < (0, 11)
 
 
