@@ -20,14 +20,15 @@ from .trainable import Template, split, trains
 
 
 def mesh_of(config: TrainConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh that the options describe, over all devices, or those given; None for a single one.
+    """The mesh that the options describe, over all devices, or those given; None for a single one that is here.
 
     Raises:
         ValueError: it does not use the devices that there are.
     """
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, None if devices is None else list(devices))
-    return mesh if mesh.size > 1 else None
+    # A mesh alone says that a program is for a device which is not here.
+    return None if mesh.size == 1 and devices is None else mesh
 
 
 def model_config(config: TrainConfig) -> IdeficsConfig:

@@ -59,6 +59,22 @@ def test_without_the_compiler_one_sentence_says_what_to_install(capsys, monkeypa
     assert "Traceback" not in printed
 
 
+def test_a_single_chip_keeps_no_compiled_step(capsys, tmp_path):
+    pytest.importorskip("libtpu")
+    command = ["--random", "tiny", "--plan", "v5e:1x1", "--compiled", str(tmp_path / "step"), "--out", str(tmp_path)]
+    assert main(command) == 1
+    assert "leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_single_chip_is_planned_for_itself(capsys, tmp_path):
+    pytest.importorskip("libtpu")
+    command = ["--random", "tiny", "--plan", "v5e:1x1", "--out", str(tmp_path), "--trainable", "heads"]
+    assert main([*command, "--data.sequence-length", "128", "--data.max-images", "1", "--batch-size", "1"]) == 0
+    assert "| fits | yes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan" / "v5e-1x1.json").read_text())["devices"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 2])
 def test_a_plan_says_whether_it_fits_and_how_long_a_step_takes(slices, capsys, tmp_path):

@@ -53,6 +53,8 @@ def make_plan(config: TrainConfig) -> Plan:
     model = model_config(config)
     processor = None
     if config.compiled is not None:
+        if len(devices) == 1:
+            raise ValueError("--compiled keeps steps of several chips; one chip compiles its own: leave it out.")
         if config.model is None:
             raise ValueError("--compiled needs --model: its image token and its pixels' mean are part of the program.")
         processor = IdeficsProcessor.from_pretrained(config.model)
