@@ -20,7 +20,7 @@ class Sums(NamedTuple):
 
 def targets(labels: Int[Array, "... t"]) -> Int[Array, "... t"]:
     """What each position is to predict: the next position's label; nothing (-100) at the last."""
-    return jnp.concatenate([labels[..., 1:], jnp.full_like(labels[..., :1], IGNORED)], axis=-1)
+    return jnp.pad(labels[..., 1:], [(0, 0)] * (labels.ndim - 1) + [(0, 1)], constant_values=IGNORED)
 
 
 @jax.named_scope("head")
