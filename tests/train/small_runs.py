@@ -1,10 +1,12 @@
 """A small model in training, and batches of packed random documents: what the tests of the training step work with."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,7 +18,7 @@ from train.config import DataConfig, OptimizerConfig, TrainConfig
 from train.data.examples import Example
 from train.data.packing import Row, make_row
 from train.optimizer import make_optimizer
-from train.starting import load, model_config
+from train.starting import abstract, load, model_config
 from train.step import Batch, Objective, TrainState, init_state, make_train_step
 
 #: Plain: float32, no dropout, nothing computed twice.
@@ -77,7 +79,11 @@ def start(config: TrainConfig = CONFIG, made: optax.GradientTransformation | Non
     """The run that a configuration and changes of it describe; `made`: an optimizer instead of the configuration's."""
     config = dataclasses.replace(config, **changes)
     architecture = model_config(config)
-    template, params, frozen = load(config, architecture, None)
+    if config.random is None:
+        template, params, frozen = load(config, architecture, None)
+    else:  # by NumPy: no program that makes weights needs to be compiled
+        template, *shapes = abstract(config, architecture, None)
+        params, frozen = jax.tree.map_with_path(random_weight, shapes)
     optimizer = make_optimizer(config.optimizer, config.steps) if made is None else made
     objective = Objective(template, config, PROCESSOR.image_processor, IMAGE_TOKEN_ID)
     state = jax.jit(lambda params: init_state(params, optimizer, config.ema is not None))(params)
@@ -85,10 +91,32 @@ def start(config: TrainConfig = CONFIG, made: optax.GradientTransformation | Non
     return SmallRun(architecture, objective, state, frozen, step)
 
 
-def keeping_gradients() -> optax.GradientTransformation:
-    """An optimizer that changes nothing, and whose state is the last step's gradients."""
-    zeros = optax.tree.zeros_like
-    return optax.GradientTransformation(zeros, lambda gradients, state, params=None: (zeros(gradients), gradients))
+def random_weight(keys: Sequence[Any], weight: jax.ShapeDtypeStruct) -> jax.Array:
+    """A weight's values, from the end of its path: scales and gates around 1, everything else around 0."""
+    *_, last = (key.key for key in keys[1:])
+    values = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(keys[1:]).encode()))
+    mean = 1 if last == "scale" or last.startswith("alpha") else 0
+    return jnp.asarray(mean + 0.02 * values.standard_normal(weight.shape, np.float32), weight.dtype)
+
+
+class Noted(NamedTuple):
+    """The state of an optimizer, and the last step's gradients as it was given them."""
+
+    gradients: Any
+    inner: optax.OptState
+
+
+def noting_gradients(optimizer: optax.GradientTransformation | None = None) -> optax.GradientTransformation:
+    """An optimizer that keeps the last step's gradients in its state; by itself it changes nothing."""
+    optimizer = optax.set_to_zero() if optimizer is None else optimizer
+
+    def update(gradients: Any, state: Noted, params: Any = None) -> tuple[Any, Noted]:
+        updates, inner = optimizer.update(gradients, state.inner, params)
+        return updates, Noted(gradients, inner)
+
+    return optax.GradientTransformation(
+        lambda params: Noted(optax.tree.zeros_like(params), optimizer.init(params)), update
+    )
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:

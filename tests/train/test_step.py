@@ -10,21 +10,55 @@ import numpy as np
 import optax
 import pytest
 
+from idefics_jax import IdeficsConfig
+from idefics_jax.decoder import DecoderLayer
 from idefics_jax.layers import KEEPABLE, Vocabulary, rematerialised
 from idefics_jax.loss import IGNORED, next_token_loss
+from idefics_jax.rope import rotary_angles
 from idefics_jax.sharding import constrain, make_mesh, on_mesh
 from tests.tiny_tokenizer import IMAGE_TOKEN_ID
-from tests.train.small_runs import CONFIG, by_path, keeping_gradients, make_batch, make_rows, start
+from tests.train.small_runs import CONFIG, by_path, make_batch, make_rows, noting_gradients, start
 from train.config import KeptName, OptimizerConfig
 from train.loss import chunked_sums, targets
-from train.optimizer import schedule
+from train.optimizer import make_optimizer, schedule
 from train.step import as_multiplied, make_eval_step, means
 
 
 @pytest.fixture(scope="module")
 def plain():
-    """A run whose optimizer only keeps gradients."""
-    return start(made=keeping_gradients(), z_loss=1e-2)
+    """A run of AdamW with a moving average; its step is compiled once for most of what is tested here."""
+    adamw = make_optimizer(CONFIG.optimizer, CONFIG.steps)
+    return start(made=noting_gradients(adamw), ema=0.75, z_loss=1e-2)
+
+
+@pytest.fixture(scope="module")
+def after(plain):
+    """Its state after one step, and the step's metrics."""
+    return plain.step(plain.state, plain.frozen, make_batch())
+
+
+@pytest.fixture(scope="module")
+def logits(plain):
+    """The logits of all of a batch's positions, from the whole model and without segments."""
+
+    @jax.jit
+    def logits(part):
+        return plain.objective.template.join(plain.state.params, plain.frozen)(
+            part.input_ids,
+            attention_mask=part.segment_ids > 0,
+            position_ids=part.position_ids,
+            pixel_values=plain.objective.pixels(part.pixel_values),
+            image_attention_mask=part.image_attention_mask,
+        ).logits
+
+    return lambda batch: logits(jax.tree.map(lambda x: x[0], batch))
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16():
+    """A run in bfloat16, whose backbones are frozen in bfloat16 too."""
+    adamw = make_optimizer(CONFIG.optimizer, CONFIG.steps)
+    return start(made=noting_gradients(adamw), trainable="idefics", dtype="bfloat16", frozen_dtype="bfloat16")
 
 
 def assert_same_gradients(ours, reference):
@@ -34,25 +68,19 @@ def assert_same_gradients(ours, reference):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6 * largest, err_msg=path)
 
 
-def test_the_loss_and_the_z_loss_are_those_of_the_whole_logits(plain):
+def test_the_loss_and_the_z_loss_are_those_of_the_whole_logits(after, logits):
     batch = make_batch()
-    _, metrics = plain.step(plain.state, plain.frozen, batch)
-    model = plain.objective.template.join(plain.state.params, plain.frozen)
-    part = jax.tree.map(lambda x: x[0], batch)
-    logits = model(
-        part.input_ids,
-        attention_mask=part.segment_ids > 0,
-        position_ids=part.position_ids,
-        pixel_values=plain.objective.pixels(part.pixel_values),
-        image_attention_mask=part.image_attention_mask,
-    ).logits
-    np.testing.assert_allclose(metrics["loss"], next_token_loss(logits, part.labels), rtol=1e-6)
-    counted = np.asarray((part.segment_ids > 0) & (part.input_ids != IMAGE_TOKEN_ID))
-    squares = np.square(jax.nn.logsumexp(logits, axis=-1))
+    _, metrics = after
+    whole = logits(batch)
+    np.testing.assert_allclose(metrics["loss"], next_token_loss(whole, batch.labels[0]), rtol=1e-6)
+    counted = (batch.segment_ids[0] > 0) & (batch.input_ids[0] != IMAGE_TOKEN_ID)
+    squares = np.square(jax.nn.logsumexp(whole, axis=-1))
     np.testing.assert_allclose(metrics["z_loss"], squares[counted].mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("additional", "chunks"), [(3, range(1, 8)), (0, [4])])
+@pytest.mark.parametrize(
+    ("additional", "chunks"), [(3, [1, 4, 7]), (0, [4]), pytest.param(3, [2, 3, 5, 6], marks=pytest.mark.slow)]
+)
 def test_chunks_make_no_difference_to_the_loss_and_its_gradient(additional, chunks):
     vocabulary = Vocabulary(jax.random.key(0), 20, additional, 8, std=1.0)
     hidden = jax.random.normal(jax.random.key(1), (3, 6, 8))
@@ -66,7 +94,7 @@ def test_chunks_make_no_difference_to_the_loss_and_its_gradient(additional, chun
         sums = chunked_sums(hidden, vocabulary, wanted, jnp.ones(labels.shape, bool), chunk)
         return sums.cross_entropy / jnp.sum(wanted != IGNORED)
 
-    expected, reference = jax.value_and_grad(whole, argnums=(0, 1))(vocabulary, hidden)
+    expected, reference = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(vocabulary, hidden)
     run = jax.jit(jax.value_and_grad(in_chunks, argnums=(0, 1)), static_argnums=2)
     for chunk in chunks:
         loss, gradients = run(vocabulary, hidden, chunk)
@@ -75,7 +103,7 @@ def test_chunks_make_no_difference_to_the_loss_and_its_gradient(additional, chun
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [20, 22])
+@pytest.mark.parametrize("size", [pytest.param(20, marks=pytest.mark.slow), 22])
 def test_the_loss_is_the_same_where_tensor_does_not_divide_the_vocabulary(size):
     hidden = jax.random.normal(jax.random.key(1), (2, 4, 8))
     labels = jax.random.randint(jax.random.key(2), (2, 4), 0, size + 3)
@@ -91,8 +119,10 @@ def test_the_loss_is_the_same_where_tensor_does_not_divide_the_vocabulary(size):
     np.testing.assert_allclose(loss(make_mesh(1, 2, 4)), loss(None), rtol=1e-5)
 
 
-def test_gradients_in_bfloat16_are_those_by_the_float32_weights():
-    run, batch = start(made=keeping_gradients(), dtype="bfloat16"), make_batch()
+@pytest.mark.parametrize("trainable", ["idefics", pytest.param("full", marks=pytest.mark.slow)])
+def test_gradients_in_bfloat16_are_those_by_the_float32_weights(in_bfloat16, trainable):
+    run = in_bfloat16 if trainable == "idefics" else start(made=noting_gradients(), dtype="bfloat16")
+    batch = make_batch()
     state, _ = run.step(run.state, run.frozen, batch)
 
     @jax.grad
@@ -100,34 +130,52 @@ def test_gradients_in_bfloat16_are_those_by_the_float32_weights():
         part = jax.tree.map(lambda x: x[0], batch)
         return means(run.objective, batch)(run.objective(params, run.frozen, part, None)).loss
 
-    for (path, ours), expected in zip(
-        by_path(state.opt_state).items(), by_path(jax.jit(gradients)(run.state.params)).values(), strict=True
-    ):
-        assert ours.dtype == expected.dtype == np.float32, path
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=2**-8 * np.abs(expected).max(), err_msg=path)
+    expected = by_path(jax.jit(gradients)(run.state.params))
+    for (path, ours), theirs in zip(by_path(state.opt_state.gradients).items(), expected.values(), strict=True):
+        assert ours.dtype == theirs.dtype == np.float32, path
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2**-8 * np.abs(theirs).max(), err_msg=path)
 
 
 def test_matrices_are_multiplied_in_the_dtype_of_the_run(plain):
-    for path, weight in by_path(as_multiplied(plain.state.params, "bfloat16")).items():
+    for path, weight in by_path(jax.jit(as_multiplied, static_argnums=1)(plain.state.params, "bfloat16")).items():
         assert weight.dtype == ("bfloat16" if path.endswith("/kernel") else "float32"), path
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_makes_no_difference(plain, parts):
+@pytest.mark.parametrize(
+    ("parts", "remat"),
+    [
+        (2, "full"),
+        pytest.param(4, "none", marks=pytest.mark.slow),
+        pytest.param(1, "dots", marks=pytest.mark.slow),
+        pytest.param(1, ("query", "key", "value", "out", "gate", "up"), marks=pytest.mark.slow),
+        pytest.param(1, ("up",), marks=pytest.mark.slow),
+    ],
+)
+def test_neither_accumulation_nor_what_is_computed_twice_makes_a_difference(after, parts, remat):
     """The rows have unlike numbers of tokens to learn, so a mean of parts' means would differ."""
-    whole, expected = plain.step(plain.state, plain.frozen, make_batch())
-    state, metrics = plain.step(plain.state, plain.frozen, make_batch(parts=parts))
+    whole, expected = after
+    other = start(made=noting_gradients(), z_loss=1e-2, remat=remat)
+    state, metrics = other.step(other.state, other.frozen, make_batch(parts=parts))
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
-    assert_same_gradients(state.opt_state, whole.opt_state)
+    assert_same_gradients(state.opt_state.gradients, whole.opt_state.gradients)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", ("query", "key", "value", "out", "gate", "up"), ("up",)])
-def test_what_is_computed_twice_makes_no_difference(plain, remat):
-    expected, _ = plain.step(plain.state, plain.frozen, make_batch())
-    other = start(made=keeping_gradients(), z_loss=1e-2, remat=remat)
-    state, _ = other.step(other.state, other.frozen, make_batch())
-    assert_same_gradients(state.opt_state, expected.opt_state)
+def test_whatever_a_layer_computes_twice_its_gradients_are_the_same():
+    config = IdeficsConfig.tiny()
+    layer = jax.jit(lambda key: DecoderLayer(config, key))(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6, config.hidden_size))
+    rope = rotary_angles(jnp.broadcast_to(jnp.arange(6), (2, 6)), config.hidden_size // 4, config.rope_theta)
+    remats = ["none", "dots", ("query", "key", "value", "out", "gate", "up"), ("up",)]
+
+    def loss(layer, x, remat):
+        return jnp.sum(jnp.square(rematerialised(lambda layer, x: layer(x, rope, None, None)[0], remat)(layer, x)))
+
+    gradients = jax.jit(lambda *given: [jax.grad(loss, argnums=(0, 1))(*given, remat) for remat in remats])
+    expected, *others = gradients(layer, x)
+    for other in others:
+        for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
 
 
 def test_what_is_kept_has_a_known_name():
@@ -136,7 +184,7 @@ def test_what_is_kept_has_a_known_name():
         rematerialised(lambda x: x, ("key", "keys"))
 
 
-def test_with_segment_masks_packed_documents_are_as_if_alone():
+def test_with_segment_masks_packed_documents_are_as_if_alone(logits):
     data = dataclasses.replace(CONFIG.data, segment_masks=True)
     config = dataclasses.replace(CONFIG, data=data)
     run = start(config)
@@ -161,14 +209,13 @@ def test_with_segment_masks_packed_documents_are_as_if_alone():
     np.testing.assert_allclose(together, sum(loss for loss, _ in alone), rtol=1e-5)
     assert count == sum(tokens for _, tokens in alone)
 
-    without = start()  # then they see each other, which the loss shows
-    seen, _ = jax.jit(make_eval_step(without.objective))(run.state.params, run.frozen, make_batch([packed]))
+    batch = make_batch([packed, *make_rows()[1:]])  # without the masks they see each other, which the loss shows
+    seen = next_token_loss(logits(batch)[:1], batch.labels[0, :1]) * count
     assert abs(float(seen) - float(together)) > 1e-4
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
-    run = start(ema=0.9)
-    state, _ = run.step(run.state, run.frozen, make_batch())
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(plain, after):
+    run, (state, _) = plain, after
     params = jax.tree.map(jnp.copy, state.params)
     params["model"]["decoder"]["norm"]["scale"] = params["model"]["decoder"]["norm"]["scale"].at[3].set(jnp.nan)
     bad = state._replace(params=params)
@@ -188,8 +235,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
     assert {int(value) for _, value in count} == {2}  # the schedule goes by steps that changed something
 
 
-def test_the_moving_average():
-    run = start(ema=0.75)
+def test_the_moving_average(plain):
+    run = plain
     np.testing.assert_array_equal(run.state.ema["head"]["table"], run.state.params["head"]["table"])
     state, expected = run.state, by_path(run.state.params)
     for _ in range(2):
@@ -199,31 +246,69 @@ def test_the_moving_average():
         np.testing.assert_allclose(average, expected[path], atol=1e-6, err_msg=path)
 
 
-def test_what_is_frozen_has_no_optimizer_state_and_keeps_its_dtype():
-    run = start(trainable="idefics", frozen_dtype="bfloat16")
+def test_what_is_frozen_has_no_optimizer_state_and_keeps_its_dtype(in_bfloat16):
+    run = in_bfloat16
     trained, frozen = by_path(run.state.params), by_path(run.frozen)
     assert {array.dtype.name for array in trained.values()} == {"float32"}
     assert {array.dtype.name for array in frozen.values()} == {"bfloat16"}
     assert "model/decoder/groups/layers/mlp/up/kernel" in frozen
     assert "model/decoder/groups/cross/mlp/up/kernel" in trained
-    moments = sum(leaf.size for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(run.state.opt_state.inner) if leaf.ndim)
     assert moments == 2 * sum(array.size for array in trained.values() if array.ndim)
     state, _ = run.step(run.state, run.frozen, make_batch())
     moved = {path for path, array in by_path(state.params).items() if np.any(array != trained[path])}
     assert moved == trained.keys()
 
 
-@pytest.mark.parametrize(
-    ("name", "learning_rate", "options"),
-    [
-        ("adamw", 1e-3, {"weight_decay": 0.1}),
-        ("adamw", 1e-3, {"first_moment": "bfloat16", "schedule": "cosine"}),
-        ("adafactor", 1e-2, {}),
-        ("lion", 1e-3, {"weight_decay": 0.1}),
-        ("sgd", 0.3, {"clip": None}),
-        ("adam", 1e-3, {}),
-    ],
+#: Name, learning rate and options of optimizers.
+OPTIMIZERS = (
+    ("adamw", 1e-3, {"weight_decay": 0.1}),
+    ("adamw", 1e-3, {"first_moment": "bfloat16", "schedule": "cosine"}),
+    ("adafactor", 1e-2, {}),
+    ("lion", 1e-3, {"weight_decay": 0.1}),
+    ("sgd", 0.3, {"clip": None}),
+    ("adam", 1e-3, {}),
 )
+
+
+def assert_dtypes_of_moments(state, config):
+    """Of AdamW: the first moment's as configured, the second's float32."""
+    if config.name == "adamw":
+        ((_, first),) = optax.tree.get_all_with_path(state, "mu")
+        ((_, second),) = optax.tree.get_all_with_path(state, "nu")
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(first)} == {config.first_moment}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(second)} == {"float32"}
+
+
+@pytest.mark.parametrize(("name", "learning_rate", "options"), OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss_of_a_linear_map(name, learning_rate, options):
+    config = OptimizerConfig(name=name, learning_rate=learning_rate, **{"schedule": "constant"} | options)
+    optimizer = make_optimizer(config, 100)
+    x, y, kernel = (
+        jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(8, 128), (8, 130), (128, 130)])
+    )
+    params = {"map": {"kernel": 0.1 * kernel, "bias": jnp.zeros(130)}}
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            return jnp.mean(jnp.square(x @ params["map"]["kernel"] + params["map"]["bias"] - y))
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = jax.jit(optimizer.init)(params), []
+    for _ in range(4):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] - losses[-1] > 1e-3
+    assert_dtypes_of_moments(state, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "learning_rate", "options"), OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss(name, learning_rate, options):
     config = OptimizerConfig(name=name, learning_rate=learning_rate, **{"schedule": "constant"} | options)
     run = start(trainable="heads", optimizer=config)
@@ -234,11 +319,7 @@ def test_every_optimizer_lowers_the_loss(name, learning_rate, options):
     assert losses == sorted(losses, reverse=True)
     assert losses[0] - losses[-1] > 1e-3
     assert metrics["skipped"] == 0
-    if name == "adamw":
-        ((_, first),) = optax.tree.get_all_with_path(state.opt_state, "mu")
-        ((_, second),) = optax.tree.get_all_with_path(state.opt_state, "nu")
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(first)} == {config.first_moment}
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(second)} == {"float32"}
+    assert_dtypes_of_moments(state.opt_state, config)
 
 
 def test_schedules():
@@ -259,7 +340,7 @@ def test_schedules():
 
 @pytest.mark.slow
 def test_dropout_is_by_key_and_in_training_only():
-    run = start(made=keeping_gradients(), dropout=0.3)
+    run = start(made=noting_gradients(), dropout=0.3)
 
     def loss(state):
         return float(run.step(state, run.frozen, make_batch())[1]["loss"])
@@ -270,10 +351,10 @@ def test_dropout_is_by_key_and_in_training_only():
     halves = make_rows()[:1] * 2  # nor do parts of a step drop the same
     whole, _ = run.step(run.state, run.frozen, make_batch(halves[:1]))
     parts, _ = run.step(run.state, run.frozen, make_batch(halves, parts=2))
-    assert np.any(by_path(whole.opt_state)["head/table"] != by_path(parts.opt_state)["head/table"])
+    assert np.any(by_path(whole.opt_state.gradients)["head/table"] != by_path(parts.opt_state.gradients)["head/table"])
 
     total, count = jax.jit(make_eval_step(run.objective))(run.state.params, run.frozen, make_batch())
-    without = start(made=keeping_gradients())
+    without = start(made=noting_gradients())
     _, metrics = without.step(without.state, without.frozen, make_batch())
     np.testing.assert_allclose(total / count, metrics["loss"], rtol=1e-6)
     assert abs(first - float(metrics["loss"])) > 1e-3
