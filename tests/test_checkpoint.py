@@ -1,8 +1,10 @@
 """Hugging Face checkpoints come in and go out bit for bit, in any form, on any mesh; bad ones give one sentence."""
 
+import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,9 +51,18 @@ def assert_same_bits(ours, theirs):
         assert ours[name].tobytes() == tensor.tobytes(), name
 
 
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """The same checkpoint in one file and in shards, each test's own to copy."""
+    folder = tmp_path_factory.mktemp("originals")
+    model = IdeficsForVisionText2Text.from_pretrained(save_random_checkpoint(folder / "checkpoint"))
+    model.save_pretrained(folder / "shards", max_shard_size=80_000)
+    return folder
+
+
 @pytest.fixture
-def checkpoint(tmp_path):
-    return save_random_checkpoint(tmp_path / "checkpoint")
+def checkpoint(originals, tmp_path):
+    return shutil.copytree(originals / "checkpoint", tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
@@ -82,8 +93,14 @@ def test_round_trip_in_every_dtype_and_in_shards(dtype, checkpoint, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, model)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
-@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
+@pytest.mark.parametrize(
+    ("stacked", "sizes"),
+    [
+        pytest.param(*pair, marks=() if pair in ((False, (1, 2, 4)), (True, (2, 2, 2))) else pytest.mark.slow)
+        for pair in itertools.product((False, True), ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)))
+    ],
+    ids=str,
+)
 def test_weights_load_onto_meshes_and_come_back(stacked, sizes, tmp_path):
     changes = {"vocab_size": 64, "vision_config": {"num_attention_heads": 4}}
     changes["perceiver_config"] = {"resampler_n_heads": 4}
@@ -164,7 +181,7 @@ def test_the_headless_model_loads_from_either_kind_of_checkpoint(checkpoint, tmp
 
 @pytest.mark.torch
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_transformers_loads_what_we_save_with_nothing_missing(kind, dtype, tmp_path):
     torch = pytest.importorskip("torch")
     import transformers
@@ -238,9 +255,8 @@ def refusal(directory, error=ValueError):
 
 
 @pytest.fixture
-def sharded(checkpoint, tmp_path):
-    IdeficsForVisionText2Text.from_pretrained(checkpoint).save_pretrained(tmp_path / "shards", max_shard_size=80_000)
-    return tmp_path / "shards"
+def sharded(originals, tmp_path):
+    return shutil.copytree(originals / "shards", tmp_path / "shards")
 
 
 def shards(directory):

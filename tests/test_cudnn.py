@@ -53,8 +53,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", ["odd", "odd keys", "odd and causal", "odd and left padded", "odd, of two images"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_results_and_gradients_are_those_of_plain_attention(case, dtype):
     """Odd lengths are filled up for cuDNN."""
     queries, keys, mask, causal = CASES[case]
@@ -118,7 +118,7 @@ def gpu(kind):
 )
 @pytest.mark.parametrize("kind", [gpu.kind for gpu in GPUS.values()])
 def test_it_is_for_many_queries_of_16_bits_on_gpus_that_may_be_absent(kind, dtype, queries, head_dim, fits):
-    query, *_ = inputs(dtype, queries, queries, head_dim)
+    query = jnp.zeros((2, queries, 4, head_dim), dtype)
     assert not fits_cudnn(query)  # this is a CPU
     with on_mesh(AbstractMesh((1, 1, 1), MESH_AXES, (AxisType.Explicit,) * 3, abstract_device=gpu(kind))):
         assert fits_cudnn(query) is fits

@@ -52,7 +52,9 @@ def inputs(heads=2):
     return *rows(heads=heads), valid, jnp.array([places // 70 + 1, places // 129 + 1])
 
 
-@pytest.mark.parametrize(("segmented", "block"), [(False, 1024), (True, 1024), (True, 256)])
+@pytest.mark.parametrize(
+    ("segmented", "block"), [(False, 1024), pytest.param(True, 1024, marks=pytest.mark.slow), (True, 256)]
+)
 def test_results_and_gradients_are_those_of_plain_attention(segmented, block, monkeypatch):
     monkeypatch.setattr(idefics_jax.flash, "BLOCK", block)
     query, key, value, valid, segment_ids = inputs()
@@ -61,7 +63,7 @@ def test_results_and_gradients_are_those_of_plain_attention(segmented, block, mo
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [17, 128, 257])
+@pytest.mark.parametrize("length", [17, pytest.param(128, marks=pytest.mark.slow), 257])
 def test_rows_of_any_length_are_attended_to_in_full(length):
     found = graded(lambda *inputs: flash_attention_to_all(*inputs, interpret=True), *rows(length, head_dim=20))
     for one, other in zip(found, graded(attention, *rows(length, head_dim=20)), strict=True):

@@ -1,5 +1,7 @@
 """The cross-attention kernel against plain attention: results and gradients, interpreted on a CPU."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,19 +37,25 @@ def by_kernel(*inputs):
     return attend_to_images(*inputs, interpret=True)
 
 
-@pytest.mark.parametrize("patches", [64, 257])
-@pytest.mark.parametrize("blocks", [1, 2])
+def compiled(attend, *inputs):
+    return jax.jit(partial(graded, attend))(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "patches"),
+    [(1, 257), (2, 64), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 64), (2, 257)))],
+)
 def test_results_and_gradients_are_those_of_plain_attention(patches, blocks, monkeypatch):
     monkeypatch.setattr(idefics_jax.image_attention, "SCORES", TOKENS // blocks * 3 * patches)
     rows = inputs(patches=patches)
-    for one, other in zip(graded(by_kernel, *rows), graded(attention, *rows), strict=True):
+    for one, other in zip(compiled(by_kernel, *rows), compiled(attention, *rows), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_in_bfloat16_results_and_gradients_are_those_of_float32_but_for_rounding():
     *rows, mask = inputs(dtype="bfloat16")
-    exact = graded(attention, *(x.astype(jnp.float32) for x in rows), mask)
-    for one, true in zip(graded(by_kernel, *rows, mask), exact, strict=True):
+    exact = compiled(attention, *(x.astype(jnp.float32) for x in rows), mask)
+    for one, true in zip(compiled(by_kernel, *rows, mask), exact, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(jnp.float32), true, atol=2**-7 * float(jnp.max(jnp.abs(true))))
 

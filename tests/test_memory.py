@@ -183,10 +183,17 @@ def test_what_just_fits_is_loaded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_estimate_is_at_most_what_the_compiler_says(dtype):
     """Of weights wide enough that small temporary values do not matter; and at least half of it."""
+    tiny = IdeficsConfig.tiny()
     config = dataclasses.replace(
-        IdeficsConfig.tiny(), num_hidden_layers=1, cross_layer_interval=1, hidden_size=256, intermediate_size=1024
+        tiny,
+        num_hidden_layers=1,
+        cross_layer_interval=1,
+        hidden_size=256,
+        intermediate_size=1024,
+        vision_config=dataclasses.replace(tiny.vision_config, num_hidden_layers=1),
+        perceiver_config=dataclasses.replace(tiny.perceiver_config, resampler_depth=1),
+        dtype=dtype,
     )
-    config = dataclasses.replace(config, dtype=dtype)
     rows, tokens = 4, 100
     inputs = {
         "input_ids": np.full((rows, tokens), 5, np.int32),

@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel
+from idefics_jax.decoder import GatedCrossAttentionLayer
 from tests import reference_model
 from tests.record import load
-from tests.reference_model import CASES, IMAGE_STATES, inputs
+from tests.reference_generation import random_model
+from tests.reference_model import ALONE, CASES, IMAGE_STATES, inputs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def published(folder):
+    return IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint("published", folder), stacked=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +47,21 @@ def error(ours, reference):
     return np.max(np.abs(np.asarray(ours, np.float32) - reference)) / np.max(np.abs(reference))
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
-@pytest.mark.parametrize("case", CASES)
+def cases(stacked):
+    """Of which the default run takes one of each kind, and listed layers once."""
+    left_out = (*ALONE, "interval 4") if stacked else [case for case in CASES if case != "published"]
+    return [
+        pytest.param(
+            case,
+            stacked,
+            marks=pytest.mark.slow if case in left_out else (),
+            id=f"{case}-{('listed', 'stacked')[stacked]}",
+        )
+        for case in CASES
+    ]
+
+
+@pytest.mark.parametrize(("case", "stacked"), cases(stacked=False) + cases(stacked=True))
 def test_logits_and_loss(case, stacked, folder, recorded):
     output = run(case, folder, stacked=stacked, labels=inputs(case)["input_ids"])
     assert output.logits.dtype == jnp.float32
@@ -65,11 +85,11 @@ def test_hidden_states_and_attentions_of_every_layer(stacked, folder, recorded):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("case", CASES)
-def test_live_parity(case, folder):
+@pytest.mark.parametrize(("case", "stacked"), cases(stacked=False))
+def test_live_parity(case, stacked, folder):
     pytest.importorskip("torch")
     _, batch, reference = reference_model.run_torch(case, folder)
-    output = run(case, folder, output_hidden_states=True, labels=inputs(case)["input_ids"])
+    output = run(case, folder, stacked=stacked, output_hidden_states=True, labels=inputs(case)["input_ids"])
     assert error(output.logits[real(case)], reference.logits.numpy()[real(case)]) < 1e-5
     np.testing.assert_allclose(output.loss, reference_model.reference_loss(reference.logits, batch), rtol=1e-5)
     for ours, theirs in zip(output.hidden_states[1:], reference.hidden_states[1:], strict=True):
@@ -77,7 +97,7 @@ def test_live_parity(case, folder):
 
 
 def test_bfloat16_is_as_close_to_float32_as_pytorchs(folder, recorded):
-    rounded, exact = run("published", folder, dtype="bfloat16").logits, recorded["published: logits"]
+    rounded, exact = run("published", folder, stacked=True, dtype="bfloat16").logits, recorded["published: logits"]
     difference = np.asarray(rounded - exact)[real("published")]
     ours = np.sqrt(np.mean(difference**2) / np.mean(exact[real("published")] ** 2))
     assert ours <= recorded["published: bfloat16 error"]
@@ -85,11 +105,11 @@ def test_bfloat16_is_as_close_to_float32_as_pytorchs(folder, recorded):
 
 @pytest.mark.parametrize("case", ["published", "no resampler"])
 def test_precomputed_image_states(case, folder):
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint(case, folder))
+    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint(case, folder), stacked=True)
     batch = inputs(case)
     expected = model(**batch)
     pixels = batch.pop("pixel_values")
-    patches = model.model.vision(jnp.asarray(pixels).reshape(-1, *pixels.shape[2:]))
+    patches = jax.jit(lambda tower, x: tower(x))(model.model.vision, pixels.reshape(-1, *pixels.shape[2:]))
     patches = patches.reshape(*pixels.shape[:2], *patches.shape[1:])
     states = {"image_encoder_embeddings": patches}
     np.testing.assert_allclose(model(**batch, **states).logits, expected.logits, atol=1e-5)
@@ -101,22 +121,20 @@ def test_precomputed_image_states(case, folder):
             model(**batch, perceiver_embeddings=patches)
 
 
-def test_inputs_embeds_and_position_ids(folder):
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint("published", folder))
+def test_inputs_embeds_and_position_ids(published):
     batch = inputs("published")
-    expected = model(**batch).logits
+    expected = published(**batch).logits
     positions = np.maximum(np.cumsum(batch["attention_mask"], -1) - 1, 0)
-    embeds = model.model.embed(jnp.asarray(batch.pop("input_ids")))
-    ours = model(**batch, inputs_embeds=embeds, position_ids=positions).logits
+    embeds = published.model.embed(jnp.asarray(batch.pop("input_ids")))
+    ours = published(**batch, inputs_embeds=embeds, position_ids=positions).logits
     np.testing.assert_allclose(ours[real("published")], expected[real("published")], atol=1e-5)
 
 
-def test_tokens_before_the_first_image_do_not_feel_it(folder):
+def test_tokens_before_the_first_image_do_not_feel_it(published):
     """transformers issue 26428: a softmax over nothing let images leak into tokens before them, NaN included."""
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint("published", folder))
     batch = inputs("published")
-    expected = np.asarray(model(**batch).logits)
-    other = np.asarray(model(**batch | {"pixel_values": 9 * batch["pixel_values"] + 1}).logits)
+    expected = np.asarray(published(**batch).logits)
+    other = np.asarray(published(**batch | {"pixel_values": 9 * batch["pixel_values"] + 1}).logits)
     before, after = real("published").copy(), real("published").copy()
     before[:, 4:], after[:, :4] = False, False
     np.testing.assert_array_equal(expected[before], other[before])
@@ -124,21 +142,34 @@ def test_tokens_before_the_first_image_do_not_feel_it(folder):
     assert np.isfinite(expected).all()
 
 
-def test_rows_do_not_feel_each_other(folder):
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint("published", folder))
+def test_rows_do_not_feel_each_other(published):
     batch = inputs("published")
-    together = model(**batch).logits
+    together = published(**batch).logits
     for row in range(3):
-        alone = model(**{name: value[row : row + 1] for name, value in batch.items()}).logits
+        alone = published(**{name: value[row : row + 1] for name, value in batch.items()}).logits
         keep = real("published")[row]
         np.testing.assert_allclose(alone[0][keep], together[row][keep], atol=1e-5)
+
+
+@pytest.mark.parametrize(("initializer", "alphas"), [("zeros", 0), ("ones", 1)])
+def test_gates_start_where_the_config_says(initializer, alphas):
+    config = dataclasses.replace(IdeficsConfig.tiny(), alpha_initializer=initializer, alpha_type="vector")
+
+    @jax.jit
+    def gates(key):
+        layer = GatedCrossAttentionLayer(config, key)
+        return layer.alpha_attention[...], layer.alpha_mlp[...]
+
+    np.testing.assert_array_equal(gates(jax.random.key(0)), np.full((2, config.hidden_size), alphas))
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
 def test_closed_gates_leave_a_plain_llama(stacked):
     """With alphas at zero, cross-attention and its MLP change nothing, bit for bit."""
-    config = dataclasses.replace(IdeficsConfig.tiny(), alpha_initializer="zeros", dtype="float32")
-    model = IdeficsForVisionText2Text.from_config(config, jax.random.key(0), stacked=stacked)
+    config = IdeficsConfig.tiny()
+    model = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * ("alpha" not in jax.tree_util.keystr(path)), random_model(config, stacked=stacked)
+    )
     ids = jax.random.randint(jax.random.key(1), (2, 8), 3, config.vocab_size)
     size = config.vision_config.image_size
     pixels = jax.random.normal(jax.random.key(2), (2, 1, size, size, 3))
@@ -227,34 +258,31 @@ def test_parameter_counts_of_the_published_models(preset, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == count
 
 
-def test_bad_inputs(folder):
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint("published", folder))
+def test_bad_inputs(published):
     batch = inputs("published")
     pixels = batch["pixel_values"]
     with pytest.raises(ValueError, match="interpolate_pos_encoding=True"):
-        model(**batch | {"pixel_values": np.zeros((3, 2, 42, 35, 3), np.float32)})
+        published(**batch | {"pixel_values": np.zeros((3, 2, 42, 35, 3), np.float32)})
     with pytest.raises(ValueError, match="channels-last"):
-        model(**batch | {"pixel_values": pixels.transpose(0, 1, 4, 2, 3)})
+        published(**batch | {"pixel_values": pixels.transpose(0, 1, 4, 2, 3)})
     with pytest.raises(ValueError, match="exactly one of pixel_values"):
-        model(**batch, perceiver_embeddings=np.zeros((3, 2, 5, 24), np.float32))
+        published(**batch, perceiver_embeddings=np.zeros((3, 2, 5, 24), np.float32))
     with pytest.raises(ValueError, match="exactly one of input_ids"):
-        model(**batch, inputs_embeds=np.zeros((3, 10, 32), np.float32))
+        published(**batch, inputs_embeds=np.zeros((3, 10, 32), np.float32))
     with pytest.raises(ValueError, match="image_attention_mask"):
-        model(**{name: value for name, value in batch.items() if name != "image_attention_mask"})
+        published(**{name: value for name, value in batch.items() if name != "image_attention_mask"})
 
 
-def test_another_number_of_images_than_the_mask_says(folder, monkeypatch):
+def test_another_number_of_images_than_the_mask_says(published, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users do not have the tests' checks
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint("published", folder))
     batch = inputs("published")
     with pytest.raises(ValueError, match="is for 2 images, and 1 were given"):
-        model(**batch | {"pixel_values": batch["pixel_values"][:, :1]})
+        published(**batch | {"pixel_values": batch["pixel_values"][:, :1]})
 
 
-def test_the_headless_model(folder):
-    directory = reference_model.checkpoint("published", folder)
-    model = IdeficsModel.from_pretrained(directory)
+def test_the_headless_model(published, folder):
+    model = IdeficsModel.from_pretrained(folder / "published", stacked=True)
     output = model(**inputs("published"))
-    whole = IdeficsForVisionText2Text.from_pretrained(directory)
-    np.testing.assert_allclose(whole.logits(output.last_hidden_state), whole(**inputs("published")).logits, atol=1e-5)
+    expected = published(**inputs("published")).logits
+    np.testing.assert_allclose(published.logits(output.last_hidden_state), expected, atol=1e-5)
     assert output.logits is None

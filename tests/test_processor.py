@@ -38,7 +38,7 @@ def test_random_prompts_give_the_references_inputs(processor):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_random_prompts_live(processor, tmp_path, seed):
     pytest.importorskip("torch")
     made = batches(seed)

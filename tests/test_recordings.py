@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from tests import record
+from tests import record, reference_generation
 
 
 @pytest.fixture
@@ -61,7 +61,19 @@ def test_a_recording_too_large_for_git_is_refused(subject):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("subject_name", record.subjects())
+@pytest.mark.parametrize(
+    "subject_name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "generation" else ()) for name in record.subjects()],
+)
 def test_recording_is_current(subject_name):
     pytest.importorskip("torch")
     assert record.differences(subject_name) == []
+
+
+@pytest.mark.torch
+def test_the_first_batches_of_the_recording_of_generation_are_current(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(reference_generation, "BATCHES", dict.fromkeys(reference_generation.RULES, 1))
+    recorded = record.load("generation")
+    for name, array in reference_generation.record().items():
+        np.testing.assert_allclose(recorded[name], array, rtol=record.RTOL, err_msg=name)
