@@ -53,8 +53,21 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ["odd", "odd keys", "odd and causal", "odd and left padded", "odd, of two images"])
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("odd", "float32"),
+        ("odd keys", "bfloat16"),
+        ("odd and causal", "float32"),
+        ("odd and left padded", "bfloat16"),
+        ("odd, of two images", "float32"),
+        pytest.param("odd", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("odd keys", "float32", marks=pytest.mark.slow),
+        pytest.param("odd and causal", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("odd and left padded", "float32", marks=pytest.mark.slow),
+        pytest.param("odd, of two images", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_results_and_gradients_are_those_of_plain_attention(case, dtype):
     """Odd lengths are filled up for cuDNN."""
     queries, keys, mask, causal = CASES[case]

@@ -51,13 +51,50 @@ def batch(config, rows=8):
     }
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4)], ids=str)
+def shallow(config):
+    """The same with one layer of each kind, and two of the decoder's: listed layers are all compiled."""
+    return dataclasses.replace(
+        config,
+        num_hidden_layers=2,
+        cross_layer_interval=1,
+        vision_config=dataclasses.replace(config.vision_config, num_hidden_layers=1),
+        perceiver_config=dataclasses.replace(config.perceiver_config, resampler_depth=1),
+    )
+
+
+def made(config, stacked):
+    """Random weights as large as a model's before training, without a program that draws them."""
+    random = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        values = config.initializer_range * random.standard_normal(shape.shape, np.float32)
+        name = jax.tree_util.keystr(path)
+        return jnp.asarray(1 + values if "scale" in name or "alpha" in name else values)
+
+    return jax.tree_util.tree_map_with_path(leaf, IdeficsForVisionText2Text.abstract(config, stacked=stacked))
+
+
+def spread_over(mesh, model, stacked):
+    shapes = IdeficsForVisionText2Text.abstract(model.config, mesh=mesh, stacked=stacked)
+    return jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), model, shapes)
+
+
+def of_kinds(default):
+    """Every mesh with listed and with stacked layers, of which the default run takes some that use every axis."""
+    pairs = itertools.product(((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4)), (False, True))
+    return [
+        pytest.param(
+            *pair, marks=() if pair in default else pytest.mark.slow, id=f"{pair[0]}-{('listed', 'stacked')[pair[1]]}"
+        )
+        for pair in pairs
+    ]
+
+
+@pytest.mark.parametrize(("sizes", "stacked"), of_kinds([((2, 2, 2), False), ((1, 2, 4), True)]))
 def test_the_forward_pass_is_the_same_on_every_mesh(sizes, stacked):
-    mesh, arrays, key = make_mesh(*sizes), batch(config()), jax.random.key(0)
-    alone = IdeficsForVisionText2Text.from_config(config(), key, stacked=stacked)
-    spread = IdeficsForVisionText2Text.from_config(config(), key, stacked=stacked, mesh=mesh)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), alone, spread)
+    mesh, arrays = make_mesh(*sizes), batch(config())
+    alone = made(config() if stacked else shallow(config()), stacked)
+    spread = spread_over(mesh, alone, stacked)
     labels = arrays["input_ids"]
     expected = alone(**arrays, labels=labels)
     output = spread(**arrays, labels=labels)
@@ -67,12 +104,22 @@ def test_the_forward_pass_is_the_same_on_every_mesh(sizes, stacked):
     np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("sizes", "stacked"), of_kinds([((2, 2, 2), True)]))
+def test_random_weights_are_the_same_on_every_mesh(sizes, stacked):
+    one_layer, key = dataclasses.replace(shallow(config()), num_hidden_layers=1), jax.random.key(0)
+    alone = IdeficsForVisionText2Text.from_config(one_layer, key, stacked=stacked)
+    spread = IdeficsForVisionText2Text.from_config(one_layer, key, stacked=stacked, mesh=make_mesh(*sizes))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), alone, spread)
+    shapes = IdeficsForVisionText2Text.abstract(one_layer, mesh=make_mesh(*sizes), stacked=stacked)
+    assert jax.tree.all(jax.tree.map(lambda x, shape: x.sharding == shape.sharding, spread, shapes))
+
+
 def test_tables_and_widths_that_do_not_divide_are_whole_on_every_device(tmp_path):
     """The vocabulary is no multiple of `tensor`, and the vision tower's width none of `fsdp`."""
     vision = dataclasses.replace(config().vision_config, embed_dim=42, num_attention_heads=6)
-    odd = config(vocab_size=301, hidden_size=84, num_attention_heads=6, vision_config=vision)
+    odd = shallow(config(vocab_size=301, hidden_size=84, num_attention_heads=6, vision_config=vision))
     mesh, arrays = make_mesh(1, 4, 2), batch(odd)
-    alone = IdeficsForVisionText2Text.from_config(odd, jax.random.key(0), stacked=True)
+    alone = made(odd, stacked=True)
     alone.save_pretrained(tmp_path / "alone")
     spread = IdeficsForVisionText2Text.from_pretrained(tmp_path / "alone", mesh=mesh, stacked=True)
     expected = alone(**arrays, labels=arrays["input_ids"])
@@ -252,17 +299,31 @@ def test_a_ring_visits_every_device_of_a_line_and_never_goes_far(devices):
     )
 
 
-@pytest.mark.parametrize(
-    ("shape", "contracted", "axes"),
-    [
-        ((16, 4, 6), (0,), ("embed", "heads", None)),
-        ((4, 6, 16), (0, 1), ("heads", None, "embed")),
-        ((2048, 8, 128), (0,), ("embed", "heads", None)),
-        ((1024, 2048), (0,), ("mlp", "embed")),
-    ],
-)
-def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(monkeypatch, shape, contracted, axes):
-    """Of a map from `embed` and one to it, over slices of two by two devices, one of four by two, and a cube."""
+def products():
+    """Maps from `embed` and to it, small and large, over slices of two by two devices, four by two, and a cube."""
+    weights = {
+        "from embed": ((16, 4, 6), (0,), ("embed", "heads", None)),
+        "to embed": ((4, 6, 16), (0, 1), ("heads", None, "embed")),
+        "large, from embed": ((2048, 8, 128), (0,), ("embed", "heads", None)),
+        "large, to embed": ((1024, 2048), (0,), ("mlp", "embed")),
+    }
+    slices = {"2 by 2": ((2, 4, 1), 2), "4 by 2": ((1, 8, 1), 2), "cube": ((1, 8, 1), 3)}
+    default = set(zip(weights, ("2 by 2", "cube", "2 by 2", "4 by 2"), strict=True))
+    return [
+        pytest.param(
+            *weights[one],
+            *slices[other],
+            marks=() if (one, other) in default else pytest.mark.slow,
+            id=f"{one} over {other}",
+        )
+        for one, other in itertools.product(weights, slices)
+    ]
+
+
+@pytest.mark.parametrize(("shape", "contracted", "axes", "sizes", "dimensions"), products())
+def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(
+    monkeypatch, shape, contracted, axes, sizes, dimensions
+):
     tokens = 128 if 2048 in shape else 3  # a weight larger than what it is multiplied with would stay
     x_shape = (8, tokens, *(shape[axis] for axis in contracted))
     x, weight = (jax.random.normal(jax.random.key(seed), size) for seed, size in enumerate((x_shape, shape)))
@@ -272,28 +333,27 @@ def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(monkey
         return jnp.sum(jnp.sin(product(x, weight, contracted, *output)))
 
     expected = jax.grad(loss, (0, 1))(x, weight)
-    for sizes, dimensions in (((2, 4, 1), 2), ((1, 8, 1), 2), ((1, 8, 1), 3)):
-        mesh = make_mesh(*sizes)
-        if dimensions == 3:  # CPUs count as a TPU of two dimensions without SparseCores
-            monkeypatch.setattr("idefics_jax.torus.sides", lambda devices: (2, 2, 2))
-            monkeypatch.setattr("idefics_jax.torus.SPARSE_CORES", (jax.devices()[0].device_kind,))
-        with jax.set_mesh(mesh):
-            placed = (
-                jax.device_put(x, NamedSharding(mesh, spec("batch"))),
-                jax.device_put(weight, NamedSharding(mesh, spec(*axes))),
-            )
-            program = jax.jit(jax.grad(loss, (0, 1)))
-            gradients = program(*placed)
-            text = program.trace(*placed).jaxpr.pretty_print()
-            large = 2048 in shape and dimensions == 2
-            # Along the shorter side, once for each half of the ring's sums.
-            assert text.count("reduce_scatter[") == (2 if large else dimensions)
-            assert text.count("ppermute[") == (2 if large else 0)
-            assert text.count("all_gather[") == (6 if dimensions == 3 else 0)  # forward and backward
-        assert gradients[1].sharding == placed[1].sharding
-        for one, other in zip(gradients, expected, strict=True):
-            atol = 1e-5 * (np.abs(other).max() if 2048 in shape else 1)  # sums of many more numbers
-            np.testing.assert_allclose(one, other, atol=atol)
+    if dimensions == 3:  # CPUs count as a TPU of two dimensions without SparseCores
+        monkeypatch.setattr("idefics_jax.torus.sides", lambda devices: (2, 2, 2))
+        monkeypatch.setattr("idefics_jax.torus.SPARSE_CORES", (jax.devices()[0].device_kind,))
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        placed = (
+            jax.device_put(x, NamedSharding(mesh, spec("batch"))),
+            jax.device_put(weight, NamedSharding(mesh, spec(*axes))),
+        )
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace(*placed)
+        gradients = traced.lower().compile()(*placed)
+        text = traced.jaxpr.pretty_print()
+    large = 2048 in shape and dimensions == 2
+    # Along the shorter side, once for each half of the ring's sums.
+    assert text.count("reduce_scatter[") == (2 if large else dimensions)
+    assert text.count("ppermute[") == (2 if large else 0)
+    assert text.count("all_gather[") == (6 if dimensions == 3 else 0)  # forward and backward
+    assert gradients[1].sharding == placed[1].sharding
+    for one, other in zip(gradients, expected, strict=True):
+        atol = 1e-5 * (np.abs(other).max() if 2048 in shape else 1)  # sums of many more numbers
+        np.testing.assert_allclose(one, other, atol=atol)
 
 
 @pytest.mark.parametrize("axes", [("batch", None, None), ("batch", None, "mlp"), ("batch", "heads", None)])
