@@ -121,8 +121,11 @@ def test_xla_counts_about_the_same(subset):
         tiny,
         hidden_size=256,
         intermediate_size=320,
-        vision_config=dataclasses.replace(tiny.vision_config, embed_dim=128, intermediate_size=256),
-        perceiver_config=dataclasses.replace(tiny.perceiver_config, resampler_head_dim=64),
+        num_hidden_layers=2,
+        vision_config=dataclasses.replace(
+            tiny.vision_config, embed_dim=128, intermediate_size=256, num_hidden_layers=1
+        ),
+        perceiver_config=dataclasses.replace(tiny.perceiver_config, resampler_head_dim=64, resampler_depth=1),
     )
     # Layers in a list: XLA counts the body of a scan once, however often it runs.
     model = jax.eval_shape(lambda: IdeficsForVisionText2Text(config, jax.random.key(0)))
