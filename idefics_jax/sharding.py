@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -316,10 +317,28 @@ def _gathered_by_side(weight: Array) -> Array:
 def looked_up(table: Array, index: Array) -> Array:
     """Rows `[b, t, d]` of a table `[v, d]`; as in `product`, either the table moves over `fsdp` or the rows do."""
     layout = spec("batch", None, None)
+    if index.size == 1 and shards("vocab") > 1 and jax.typeof(table).sharding.spec[0] is not None:
+        return _look_up_one(table, index)
     if not stays(table, index.size * table.shape[1]):
         return gathered(table).at[index].get(out_sharding=layout)
     there = PartitionSpec("data", None, jax.typeof(table).sharding.spec[1])
     return reshard(table.at[reshard(index, PartitionSpec("data"))].get(out_sharding=there), layout)
+
+
+def _look_up_one(table: Array, index: Array) -> Array:
+    """Look up one row `[1, 1, d]` of a table whose rows are split over `tensor`: the devices without it add zeros.
+
+    Left to itself, XLA's GPU compiler turns this lookup into a slice, and gathers the whole table to take it.
+    """
+
+    def own(table: Array, index: Array) -> Array:
+        index = index - jax.lax.axis_index("tensor") * len(table)
+        row = table[jnp.clip(index, 0, len(table) - 1)]
+        here = (index >= 0) & (index < len(table))
+        return jax.lax.psum(jnp.where(here[..., None], row, 0), "tensor")
+
+    look_up = per_shard(own, (spec("vocab", None), spec("batch", None)), spec("batch", None, None))
+    return look_up(gathered(table), constrain(index, "batch"))
 
 
 def row_specs(tree: Any) -> Any:

@@ -15,7 +15,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from idefics_jax import POCKET, IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
 from idefics_jax.layers import Dropout
-from idefics_jax.sharding import MESH_AXES, constrain, mesh_of, on_mesh, product, spec
+from idefics_jax.sharding import MESH_AXES, constrain, looked_up, mesh_of, on_mesh, product, spec
 from idefics_jax.torus import ring, sides, tiled
 
 GOLDEN = Path(__file__).parent / "reference" / "idefics_80b_parameters.txt"
@@ -297,6 +297,20 @@ def test_a_ring_visits_every_device_of_a_line_and_never_goes_far(devices):
     assert max(min(step, devices - step if devices == 16 else step) for step in steps) == (
         1 if devices in (2, 16) else 2
     )
+
+
+@pytest.mark.parametrize("rows", [16, 3])  # split over `tensor`, and whole
+def test_one_row_is_looked_up_as_without_a_mesh(rows):
+    mesh, look_up = make_mesh(1, 1, 8), jax.jit(looked_up)
+    table = np.random.default_rng(0).standard_normal((rows, 4), np.float32)
+    table[0] = np.nan  # what other rows hold does not matter
+    with on_mesh(mesh):
+        split = jax.device_put(table, NamedSharding(mesh, spec("vocab" if rows == 16 else None, "embed")))
+        for number in range(1, rows):
+            row = look_up(split, constrain(jnp.full((1, 1), number), "batch"))
+            np.testing.assert_array_equal(row[0, 0], table[number])
+        gradient = jax.jit(jax.grad(lambda table: looked_up(table, constrain(jnp.full((1, 1), 2), "batch")).sum()))
+        np.testing.assert_array_equal(gradient(split), (np.arange(rows) == 2)[:, None] * np.ones(4))
 
 
 def products():
