@@ -91,7 +91,7 @@ def test_a_restart_goes_on(folder: Path, expected: list[Row]):
         assert_same(rows(folder, 12, states=states), expected[done : done + 12])
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_processes_make_the_same_rows(folder: Path, expected: list[Row], workers: int):
     """1, and 2 because 3 does not divide the streams; those that go on from a state too."""
     states = {stream: expected[4 + stream].state for stream in range(4)}
@@ -121,7 +121,8 @@ import multiprocessing, sys, time
 from pathlib import Path
 from tests.train.test_data_pipeline import config, tiny_processor, training_rows
 if __name__ == "__main__":
-    made = training_rows(config(Path(sys.argv[1]), workers=2), tiny_processor(), seed=3, streams=2, mine=[0, 1])
+    settings = config(Path(sys.argv[1]), workers=int(sys.argv[3]))
+    made = training_rows(settings, tiny_processor(), seed=3, streams=2, mine=[0, 1])
     next(made), next(made)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     if sys.argv[2] == "wait":
@@ -129,17 +130,17 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "exits"])
-def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, end: str):
+@pytest.mark.parametrize(("end", "count"), [("killed", 2), ("exits", 1)])
+def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, end: str, count: int):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     root = Path(__file__).parents[2]
-    command = [sys.executable, str(script), str(folder), "wait" if end == "killed" else "exit"]
+    command = [sys.executable, str(script), str(folder), "wait" if end == "killed" else "exit", str(count)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
+        assert len(workers) == count
         if end == "killed":
             parent.kill()
         parent.wait(30)

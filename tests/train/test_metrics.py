@@ -130,7 +130,8 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path):
     pytest.importorskip("resource")
     # The limit on files' sizes stands for a disk that takes a part of what is written, in a process of its own.
     program = f"""
-import resource
+import resource, sys
+sys.modules["torch"] = None  # where it is installed, tensorboardX imports it, for seconds
 from train.metrics import Metrics, Prediction
 sample = [Prediction("What?", "A dog " * 20, "a dog", [])]
 with Metrics({str(tmp_path)!r}, 9, 0, visible=False) as run:
@@ -185,6 +186,8 @@ def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, capfd, monkey
 
 def test_a_terminal_has_one_line_of_progress(tmp_path):
     program = f"""
+import sys
+sys.modules["torch"] = None  # where it is installed, tensorboardX imports it, for seconds
 from train.metrics import Metrics
 with Metrics({str(tmp_path)!r}, 20, 10, visible=True) as run:
     for step in range(11, 21):
