@@ -84,25 +84,43 @@ PREPROCESSOR = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
     "processor_class": "IdeficsProcessor",
 }
+# Changes that leave one layer of each kind, and a second one of the decoder: what tests load that compile a lot.
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "cross_layer_interval": 1,
+    "vision_config": {"num_hidden_layers": 1},
+    "perceiver_config": {"resampler_depth": 1},
+}
 GENERATION = {"_from_model_config": True, **SPECIAL_IDS, "transformers_version": "4.32.0"}
 
 
-def make_checkpoint(directory: str | Path, transformers: bool = False) -> Path:
-    """Writes the checkpoint's files into `directory`, which is made where missing."""
+def make_checkpoint(directory: str | Path, transformers: bool = False, changes: dict[str, Any] | None = None) -> Path:
+    """Writes the checkpoint's files into `directory`, which is made where missing.
+
+    `changes` to `CONFIG` make another model; nested ones are merged.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if transformers:
         _save_with_transformers(directory)
     else:
-        _save(directory)
+        _save(directory, changed(changes or {}))
     _write_json(directory / "preprocessor_config.json", PREPROCESSOR)
     save_tiny_tokenizer(directory)
     return directory
 
 
-def weights() -> dict[str, np.ndarray]:
-    """Every tensor of the checkpoint by its name, in bfloat16."""
-    config = IdeficsConfig.from_dict(CONFIG)
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """`CONFIG` with these changes."""
+    return {
+        name: value | changes.get(name, {}) if isinstance(value, dict) else changes.get(name, value)
+        for name, value in CONFIG.items()
+    }
+
+
+def weights(fields: dict[str, Any] = CONFIG) -> dict[str, np.ndarray]:
+    """Every tensor of the checkpoint of such a config by its name, in bfloat16."""
+    config = IdeficsConfig.from_dict(fields)
     model = IdeficsForVisionText2Text.abstract(config)
     return {
         str(name): _tensor(str(name), weight.shape).astype(ml_dtypes.bfloat16)
@@ -120,8 +138,8 @@ def _tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def _save(directory: Path) -> None:
-    tensors = weights()
+def _save(directory: Path, config: dict[str, Any]) -> None:
+    tensors = weights(config)
     half = sum(tensor.nbytes for tensor in tensors.values()) / SHARDS
     shards: list[dict[str, np.ndarray]] = [{} for _ in range(SHARDS)]
     size = 0
@@ -135,7 +153,7 @@ def _save(directory: Path) -> None:
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     _write_json(directory / "model.safetensors.index.json", index)
-    _write_json(directory / "config.json", CONFIG)
+    _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", GENERATION)
 
 

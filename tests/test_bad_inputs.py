@@ -18,7 +18,7 @@ import pytest
 
 import tests.bad_inputs
 from tests.bad_inputs.case import Case, Folder
-from tests.make_checkpoint import make_checkpoint
+from tests.make_checkpoint import SMALL, make_checkpoint
 
 MEMORY = 4 * 2**30  # bytes of addresses that a bad input may take beyond what the process has
 COMMANDS = {"generate", "chat", "eval", "demo"}
@@ -33,7 +33,7 @@ def cases() -> Iterator:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))  # JAX's own threads reserve memory: not of a case's share
-    return make_checkpoint(tmp_path_factory.mktemp("bad") / "checkpoint")
+    return make_checkpoint(tmp_path_factory.mktemp("bad") / "checkpoint", changes=SMALL)
 
 
 @contextmanager

@@ -8,15 +8,15 @@ from PIL import Image
 
 from idefics_jax.cli import main
 from tests.cli.helpers import NEW_TOKENS, PROMPT
-from tests.make_checkpoint import make_checkpoint
+from tests.make_checkpoint import SMALL, make_checkpoint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("cli") / "checkpoint")
+    return make_checkpoint(tmp_path_factory.mktemp("cli") / "checkpoint", changes=SMALL)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Two images of noise."""
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)

@@ -121,11 +121,15 @@ def test_repetition_penalty_and_least_tokens_are_passed_on(generate, answer):
     assert generate("--min-new-tokens", NEW_TOKENS) == answer[1] + "\n"
 
 
-def test_image_tokens_are_suppressed_and_the_end_of_utterance_ends(generate, checkpoint, tmp_path):
-    loud = shutil.copytree(
-        checkpoint, tmp_path / "loud"
-    )  # the additional tokens' scores are far above or far below all others
+@pytest.fixture(scope="module")
+def loud(checkpoint, tmp_path_factory):
+    """The checkpoint with the additional tokens' scores far above or far below all others."""
+    loud = shutil.copytree(checkpoint, tmp_path_factory.mktemp("loud") / "loud")
     change_tensor(loud, "lm_head.additional_fc.weight", lambda rows: rows * 100)
+    return loud
+
+
+def test_image_tokens_are_suppressed_and_the_end_of_utterance_ends(generate, loud):
     (row,) = json.loads(generate("--json", model=loud))["answers"]
     assert not {FAKE_TOKEN_ID, IMAGE_TOKEN_ID} & set(row["tokens"])
     assert row["tokens"][-1] == END_OF_UTTERANCE_ID
@@ -209,8 +213,9 @@ def test_a_conversation_remembers_and_forgets(chat, generate, images):
 
 
 @pytest.mark.parametrize(("limit", "ended"), [(3, False), (NEW_TOKENS, True)])
-def test_a_turn_reads_only_what_is_new_and_answers_as_if_all_were_read(checkpoint, images, limit, ended):
-    options = make_parser().parse_args(["chat", "--model", str(checkpoint), "--max-new-tokens", str(limit)])
+def test_a_turn_reads_only_what_is_new_and_answers_as_if_all_were_read(checkpoint, loud, images, limit, ended):
+    model = loud if ended else checkpoint
+    options = make_parser().parse_args(["chat", "--model", str(model), "--max-new-tokens", str(limit)])
     conversation = Conversation(options)
     conversation.attach(str(images[0]))
     conversation.attach(str(images[1]))

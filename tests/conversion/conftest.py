@@ -1,10 +1,13 @@
 """Checkpoints, and the command run inside the test."""
 
+import shutil
+
 import pytest
 
 from conversion import targets
 from conversion.cli import main
-from tests.make_checkpoint import make_checkpoint
+from tests.conversion.helpers import converted
+from tests.make_checkpoint import SMALL, make_checkpoint
 from tests.random_checkpoint import save_random_checkpoint
 
 LARGE = {
@@ -20,13 +23,33 @@ LARGE = {
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """All files of the published layout: two shards in bfloat16, tokenizer and processor. Not to be changed."""
-    return make_checkpoint(tmp_path_factory.mktemp("published") / "checkpoint")
+    return make_checkpoint(tmp_path_factory.mktemp("published") / "checkpoint", changes=SMALL)
+
+
+@pytest.fixture(scope="session")
+def published_orbax(published, tmp_path_factory):
+    """The same, converted. Not to be changed."""
+    return converted(published, tmp_path_factory.mktemp("published") / "orbax")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory):
+    """A smaller one in float32, in one file, whose layers are several of each kind. Not to be changed."""
+    return save_random_checkpoint(tmp_path_factory.mktemp("random") / "checkpoint")
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    """A smaller one in float32, in one file."""
-    return save_random_checkpoint(tmp_path / "checkpoint")
+def checkpoint(random_checkpoint, tmp_path):
+    """A copy of that, to be changed."""
+    return shutil.copytree(random_checkpoint, tmp_path / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def meshed(tmp_path_factory):
+    """One whose heads divide by four, and what it converts to. Not to be changed."""
+    changes = {"vision_config": {"num_attention_heads": 4}, "perceiver_config": {"resampler_n_heads": 4}}
+    source = save_random_checkpoint(tmp_path_factory.mktemp("meshed") / "source", changes)
+    return source, converted(source, source.parent / "orbax")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from conversion.cli import main
 from idefics_jax import IdeficsConfig
 from idefics_jax.stored import stored_tensors
 from idefics_jax.tensor_files import SINGLE
@@ -58,6 +59,12 @@ def as_bin(directory, shards=2):
 def contents(directory):
     """Every file below a directory, by its path there."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def converted(source, out, *options):
+    """Converts in this process; gives the output's place."""
+    assert main(["convert", str(source), str(out), *options]) == 0
+    return out
 
 
 def start(*arguments, **environment):

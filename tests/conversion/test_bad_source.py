@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tests.conversion.helpers import as_bin, change_config, contents
 from tests.torch_archive import save_archive
 
-NAME = "model.layers.3.mlp.up_proj.weight"
+NAME = "model.layers.1.mlp.up_proj.weight"
 FIRST, SECOND = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
 INDEX = "model.safetensors.index.json"
 
@@ -192,9 +192,9 @@ ORBAX_CASES = {
 
 
 @pytest.mark.parametrize("case", ORBAX_CASES)
-def test_a_bad_orbax_source(conversion, checkpoint, tmp_path, case):
+def test_a_bad_orbax_source(conversion, meshed, tmp_path, case):
     spoil, message = ORBAX_CASES[case]
-    conversion("convert", checkpoint, tmp_path / "source")
+    shutil.copytree(meshed[1], tmp_path / "source")
     spoil(tmp_path / "source")
     before = contents(tmp_path / "source")
     err = conversion("convert", tmp_path / "source", tmp_path / "out", "--to", "safetensors", status=1)

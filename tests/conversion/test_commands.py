@@ -32,7 +32,7 @@ def test_the_examples_are_found():
 
 
 @pytest.mark.parametrize("command", [command for command in SHOWN if "gs://" not in command])
-def test_a_shown_command_works(conversion, published, tmp_path, monkeypatch, command):
+def test_a_shown_command_works(conversion, published, published_orbax, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for name in ("idefics-9b", "idefics-80b", "in", "HuggingFaceM4/idefics-9b", "HuggingFaceM4/idefics-9b-instruct"):
         shutil.copytree(published, name)
@@ -40,7 +40,7 @@ def test_a_shown_command_works(conversion, published, tmp_path, monkeypatch, com
     arguments = shlex.split(command)
     if arguments[0] != "convert" or arguments[1] == "fine-tuned-orbax":
         for name in ("idefics-9b-orbax", "idefics-9b-instruct-orbax", "fine-tuned-orbax"):
-            conversion("convert", published, name)
+            shutil.copytree(published_orbax, name)
     assert conversion(*arguments)
 
 

@@ -217,7 +217,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
-def test_an_interrupt_is_quiet(large, tmp_path):
+def test_an_interrupt_is_quiet(conversion, large, tmp_path):
     process = start("convert", large, tmp_path / "out")
     wait_for(tmp_path / "out.partial" / ".progress" / "job.json", process)
     process.send_signal(signal.SIGINT)
@@ -225,8 +225,8 @@ def test_an_interrupt_is_quiet(large, tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
-    run("convert", large, tmp_path / "out", "--resume")
-    run("verify", large, tmp_path / "out")
+    conversion("convert", large, tmp_path / "out", "--resume")
+    conversion("verify", large, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from conversion.targets import DATABASES
-from tests.conversion.helpers import assert_same_bits, read_all, run, start
+from tests.conversion.helpers import assert_same_bits, converted, read_all, run, start
 from tests.random_checkpoint import save_random_checkpoint
 
 
@@ -37,8 +37,7 @@ def together(*arguments, count=2, environments=({}, {}), status=(0, 0)):
 def source(tmp_path_factory):
     """0.4 MB in several files."""
     source = save_random_checkpoint(tmp_path_factory.mktemp("source") / "one")
-    run("convert", source, source.parent / "source", "--to", "safetensors", "--max-shard-size", "50KB")
-    return source.parent / "source"
+    return converted(source, source.parent / "source", "--to", "safetensors", "--max-shard-size", "50KB")
 
 
 RESTORE = """

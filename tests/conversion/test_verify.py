@@ -1,22 +1,28 @@
 """`verify` says what differs and where, against another checkpoint or against the manifest alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from conversion.cli import main
-from tests.conversion.helpers import ROOT, change_config, read_all, store
+from tests.conversion.helpers import ROOT, change_config, converted, read_all, store
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 PHOTO = ROOT / "examples" / "cat.jpg"
 
 
+@pytest.fixture(scope="module")
+def random_files(random_checkpoint, tmp_path_factory):
+    """The checkpoint, converted to safetensors. Not to be changed."""
+    return converted(random_checkpoint, tmp_path_factory.mktemp("random") / "files", "--to", "safetensors")
+
+
 @pytest.fixture
-def files(conversion, checkpoint, tmp_path):
-    """The checkpoint, converted to safetensors."""
-    conversion("convert", checkpoint, tmp_path / "files", "--to", "safetensors")
-    return tmp_path / "files"
+def files(random_files, tmp_path):
+    """A copy of that, to be changed."""
+    return shutil.copytree(random_files, tmp_path / "files")
 
 
 @pytest.fixture
@@ -60,8 +66,8 @@ def test_a_changed_sign_of_zero_is_a_difference(conversion, checkpoint, tmp_path
     assert "1 of 1,536 elements differ, at most by 0, at [0, 0]" in differing(checkpoint, tmp_path / "orbax")
 
 
-def test_a_changed_file_beside_the_weights(conversion, published, tmp_path, differing):
-    conversion("convert", published, tmp_path / "out")
+def test_a_changed_file_beside_the_weights(published_orbax, tmp_path, differing):
+    shutil.copytree(published_orbax, tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
     (tmp_path / "out" / "generation_config.json").unlink()
     out = differing(tmp_path / "out")
@@ -91,10 +97,10 @@ def test_manifests_that_do_not_help(conversion, checkpoint, files, differing):
     assert "manifest.json is damaged" in conversion("verify", files, status=1)
 
 
-def test_the_manifest_says_where_it_comes_from(checkpoint, files):
+def test_the_manifest_says_where_it_comes_from(random_checkpoint, files):
     manifest = json.loads((files / "manifest.json").read_text())
-    tensors = read_all(checkpoint)
-    assert manifest["source"] == str(checkpoint)
+    tensors = read_all(random_checkpoint)
+    assert manifest["source"] == str(random_checkpoint)
     assert manifest["format"] == "safetensors"
     assert manifest["parameters"] == sum(tensor.size for tensor in tensors.values())
     assert manifest["bytes"] == 4 * manifest["parameters"]
@@ -123,11 +129,10 @@ def test_an_overflow_in_float16_is_found(conversion, checkpoint, tmp_path):
     conversion(*arguments, "--dtype", "bfloat16", "--force")
 
 
-def test_logits(conversion, published, tmp_path, differing, monkeypatch):
+def test_logits(conversion, published, published_orbax, tmp_path, differing, monkeypatch):
     """Both by our own model, as where PyTorch is not installed."""
     monkeypatch.setattr("conversion.logits.find_spec", lambda name: None)
-    conversion("convert", published, tmp_path / "orbax")
-    out = conversion("verify", published, tmp_path / "orbax", "--logits", PHOTO)
+    out = conversion("verify", published, published_orbax, "--logits", PHOTO)
     assert "logits: at most 0 apart" in out
     assert "greedy tokens: all 16 are the same" in out
     conversion("convert", published, tmp_path / "files", "--to", "safetensors", "--dtype", "float32")
@@ -139,11 +144,10 @@ def test_logits(conversion, published, tmp_path, differing, monkeypatch):
 
 
 @pytest.mark.torch
-def test_logits_against_pytorch(conversion, published, tmp_path):
+def test_logits_against_pytorch(conversion, published, published_orbax):
     pytest.importorskip("torch")
-    conversion("convert", published, tmp_path / "orbax")
-    out = conversion("verify", published, tmp_path / "orbax", "--logits", PHOTO)
-    assert f"{published} by PyTorch, {tmp_path / 'orbax'} by idefics-jax" in out
+    out = conversion("verify", published, published_orbax, "--logits", PHOTO)
+    assert f"{published} by PyTorch, {published_orbax} by idefics-jax" in out
     assert "greedy tokens: all 16 are the same" in out
 
 
