@@ -47,6 +47,9 @@ def pod_devices(topology: str, slices: int) -> list[Any]:
     try:
         options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
         options |= {"wrap": closed_sides(topology)}
+        first = _sides(topology)[:2]
+        if 1 in first:  # libtpu 0.0.42 expects hosts of 2 x 2 chips otherwise
+            options["chips_per_host_bounds"] = [*(min(side, 2) for side in first), 1]
         with quiet():
             return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:  # JAX raises several kinds
@@ -63,10 +66,14 @@ def closed_sides(topology: str) -> list[int]:
     Grids of two dimensions are closed along sides of 16; those of three are made of cubes of 4, linked all round ("How
     to Scale Your Model", section on TPU networking).
     """
-    sides = [int(side) for side in re.findall(r"\d+", topology.partition(":")[2])]
+    sides = _sides(topology)
     if len(sides) == 3:
         return [int(all(side % 4 == 0 for side in sides))] * 3
     return [*(int(side == 16) for side in sides), 0]
+
+
+def _sides(topology: str) -> list[int]:
+    return [int(side) for side in re.findall(r"\d+", topology.partition(":")[2])]
 
 
 def compiled(
