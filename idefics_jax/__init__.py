@@ -4,8 +4,8 @@ The names below are imported when they are first used: the processor then works,
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # which type checkers take for true; `typing` takes longer to import than all else here
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig, IdeficsPerceiverConfig, IdeficsVisionConfig
     from idefics_jax.generation_config import GenerationConfig
@@ -45,7 +45,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 

@@ -40,7 +40,7 @@ def test_the_wheel_declares_its_command_and_extras_and_no_torch(wheel):
     def read(file):
         return wheel.read(next(name for name in wheel.namelist() if name.endswith(f".dist-info/{file}"))).decode()
 
-    assert "idefics-jax = idefics_jax.cli:main" in read("entry_points.txt")
+    assert "idefics-jax = idefics_jax.__main__:main" in read("entry_points.txt")
     required = re.findall(r"^Requires-Dist: (.*)$", read("METADATA"), re.MULTILINE)
     assert not [requirement for requirement in required if re.match(r"torch|transformers", requirement)]
     assert {"jax[tpu]; extra == 'tpu'", "jax[cuda13]; extra == 'cuda'", "jax[cuda12]; extra == 'cuda12'"} <= set(

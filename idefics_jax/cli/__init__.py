@@ -10,13 +10,13 @@ from io import TextIOWrapper
 from idefics_jax.cli.errors import describe
 from idefics_jax.cli.process import (
     BROKEN_PIPE,
-    INTERRUPTED,
     discard_output,
     flush_output,
     run_process,
     tell,
 )
 from idefics_jax.console import DEBUG, closed_streams
+from idefics_jax.interrupt import INTERRUPTED
 
 WITHOUT_MODEL = "Using the pocket model, which knows drawings of common things; --model takes another."
 STDOUT_CLOSED = "Standard output is closed, so nothing can be printed; redirect it to a file or to /dev/null."

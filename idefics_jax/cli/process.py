@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 from idefics_jax.cli.errors import describe
 from idefics_jax.console import DEBUG, open_streams
+from idefics_jax.interrupt import INTERRUPTED, end, end_at_interrupts
 
-INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for a program ended by SIGINT or SIGPIPE
+BROKEN_PIPE = 141  # what a shell reports for a program ended by SIGPIPE
 
 
 def run_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -20,8 +21,7 @@ def run_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
     open_streams()
     if not 20 <= _columns() <= 10_000:
         del os.environ["COLUMNS"]  # libraries that draw tables loop or fail
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
-        signal.signal(signal.SIGINT, _end)
+    end_at_interrupts()
     if not os.environ.get(DEBUG):
         # XLA logs what only its authors can use; what ends a program is an exception, or fatal and still shown.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -45,19 +45,9 @@ def _columns() -> int:
 
 def interruptible() -> None:
     """Let an interrupt raise KeyboardInterrupt from now on, for a program that goes on after one, or has to tell it."""
-    if signal.getsignal(signal.SIGINT) is _end:
+    if signal.getsignal(signal.SIGINT) is end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = _interrupt_again
-
-
-def _end(*_: object) -> None:
-    """End the process at an interrupt.
-
-    KeyboardInterrupt would be lost in JAX's callbacks, and would end Python inside of C++ while a module is imported.
-    """
-    if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
-    os._exit(INTERRUPTED)
 
 
 def _interrupt_again(unraisable: Any) -> None:

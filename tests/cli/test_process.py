@@ -64,6 +64,22 @@ def test_an_interrupt_while_modules_are_imported():
     assert (process.returncode, out, err) == (130, "", "")
 
 
+INTERRUPTED = """
+import os, signal, sys
+
+module = sys.argv.pop(1)
+sys.addaudithook(lambda event, given: event == "import" and given[0] == module and os.kill(os.getpid(), signal.SIGINT))
+from idefics_jax.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["idefics_jax.cli", "idefics_jax.cli.errors", "argparse"])
+def test_an_interrupt_before_options_are_read(module):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, module, "--help"], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_hosts_that_never_come(index):
     where = f"127.0.0.1:{free_port()}"
