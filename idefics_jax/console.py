@@ -68,6 +68,17 @@ def silence() -> None:
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    sys.unraisablehook = show_unraisable
+
+
+def show_unraisable(unraisable: Any) -> None:
+    """Print an exception that cannot be raised, as Python does, unless it comes from a future that nobody waits for.
+
+    Once a checkpoint cannot be written, each of its pieces that are left raises such a one in TensorStore's callbacks;
+    the failure itself has been raised where the checkpoint is waited for.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

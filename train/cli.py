@@ -32,6 +32,7 @@ examples:
 The same command again goes on where the run stopped. Status 0: finished; 75: told to stop (SIGTERM), saved, to be
 started again; 130: the same after Ctrl-C; 1: an error, in one sentence. IDEFICS_JAX_DEBUG=1 shows where it came from.
 """
+UNSET = ("--recipe", "--pod", "--model", "--random", "--epochs")  # which no word on a command line leaves unset
 CONFIG_LIMIT = 10 * 2**20  # bytes
 
 
@@ -125,7 +126,7 @@ def _options(values: dict[str, Any], prefix: str = "--") -> list[str]:
             options += _options(value, f"{option}.")
         elif isinstance(value, list):
             options += [option, *map(str, value)] if value else []
-        elif name != "epochs" or value is not None:
+        elif value is not None or prefix + name not in UNSET:
             options += [option, str(value)]
     return options
 

@@ -1,5 +1,6 @@
 """Each step's metrics, logged when the next step is under way."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Late:
     def __init__(self, metrics: Metrics, config: TrainConfig, skipped: int, peak_share: float | None):
         self.metrics, self.config, self.skipped, self.peak_share = metrics, config, skipped, peak_share
         self.rate = schedule(config.optimizer, config.steps)
+        self.skipping = False  # the last step that was looked at was skipped
         self.waiting: tuple[int, dict[str, jax.Array]] | None = None
         self.counts = np.zeros(4)  # tokens, images, steps, and seconds of making batches since `since`
         self.timed = np.zeros(4)  # those of them that were over at `until`
@@ -79,7 +81,9 @@ class Late:
         # A run that ends while it diverges has failed too.
         last = number == self.config.steps
         allowed = min(self.config.max_skipped, AT_THE_END, number) if last else self.config.max_skipped
-        if found["skipped_in_row"] >= allowed:
+        self.skipping = found["skipped_in_row"] > 0
+        useless = last and self.skipping and not math.isfinite(found["loss"])  # whatever the finite weights are
+        if useless or found["skipped_in_row"] >= allowed:
             raise RuntimeError(
                 f"{int(found['skipped_in_row'])} steps in a row had a loss, gradients or updates that were not finite, "
                 f"the last of them step {number}; nothing of them was kept, saved or exported. A lower "

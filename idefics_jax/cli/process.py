@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from idefics_jax.cli.errors import describe
-from idefics_jax.console import DEBUG, open_streams
+from idefics_jax.console import DEBUG, open_streams, show_unraisable
 from idefics_jax.interrupt import INTERRUPTED, end, end_at_interrupts
 
 BROKEN_PIPE = 141  # what a shell reports for a program ended by SIGPIPE
@@ -55,7 +55,7 @@ def _interrupt_again(unraisable: Any) -> None:
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
-        sys.__unraisablehook__(unraisable)
+        show_unraisable(unraisable)
 
 
 def flush_output(status: int) -> int:

@@ -58,6 +58,22 @@ def offsets(*numbers: object) -> Callable[[dict], None]:
     return lambda fields: fields[next(name for name in fields if name != "__metadata__")].update(data_offsets=numbers)
 
 
+def tensors(fields: dict) -> list[dict]:
+    """Return the entries of a header's tensors, in the order of the file."""
+    found = [entry for name, entry in fields.items() if name != "__metadata__"]
+    return sorted(found, key=lambda entry: entry["data_offsets"])
+
+
+def moved(distance: int) -> Callable[[dict], None]:
+    """Move a tensor in the middle of the file by so many bytes."""
+
+    def edit(fields: dict) -> None:
+        entry = tensors(fields)[3]
+        entry["data_offsets"] = [offset + distance for offset in entry["data_offsets"]]
+
+    return edit
+
+
 def special(make: Callable[[str], object]) -> Callable[[Folder], None]:
     """Put something that is no file in the place of a shard."""
 
@@ -103,6 +119,8 @@ CASES = [
     Case("weights are a directory", INSPECT, "is a directory", special(os.mkdir)),
     Case("weights are a device", INSPECT, "is a device", special(lambda file: os.symlink("/dev/zero", file))),
     Case("trailing bytes", INSPECT, "3 bytes after", header(lambda fields: None, b"abc")),
+    Case("overlapping offsets", INSPECT, "overlaps the tensor before it", header(moved(-2))),
+    Case("bytes between tensors", INSPECT, "leaves bytes before it that nothing uses", header(moved(2))),
     Case("negative offsets", INSPECT, "whole numbers", header(offsets(-8, 0))),
     Case("fractional offsets", INSPECT, "whole numbers", header(offsets(0.5, 8))),
     Case("offsets of text", INSPECT, "whole numbers", header(offsets("0", "8"))),

@@ -83,6 +83,7 @@ def preprocessor(**values: Any) -> Callable[[Folder], Any]:
     return lambda folder: folder.copy() and folder.write("model/preprocessor_config.json", values)
 
 
+LARGE = r"is too large to be read safely \(13000 x 13000 pixels"
 TURNED = ("generate", "--model", "{d}/model", "--prompt", "Hello.")
 CASES = [
     special("named pipe", os.mkfifo, r"x\.png is a named pipe, not a file\.$"),
@@ -131,6 +132,8 @@ CASES = [
         for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
     ),
     case("huge PNG", r"x\.png is too large to be read safely", huge_png),
+    case("huge QOI", LARGE, b"qoif" + struct.pack(">IIBB", 13_000, 13_000, 3, 0) + b"\xfd" * 3_000_000, "x.qoi"),
+    case("huge plain PPM", LARGE, b"P3 13000 13000 255\n" + b"1 " * 1_000_000, "x.ppm"),
     Case(
         "base64 of no image",
         asked("data:image/png;base64,QUJD"),

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +98,51 @@ def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+SESSION = """
+import contextlib, io, json, resource, sys
+from train.cli import main
+
+answers, unlimited = sys.stdout, resource.getrlimit(resource.RLIMIT_FSIZE)
+for line in sys.stdin:
+    arguments, largest = json.loads(line)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest or unlimited[0], unlimited[1]))
+    with contextlib.redirect_stderr(io.StringIO()) as printed, contextlib.redirect_stdout(printed):
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    print(json.dumps([status, printed.getvalue()]), file=answers, flush=True)
+"""
+
+
+class Session(AbstractContextManager):
+    """A process with one CPU device that trains as often as it is asked to, so that JAX starts only once."""
+
+    def __init__(self):
+        flags = os.environ.get("XLA_FLAGS", "").replace("device_count=8", "device_count=1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SESSION],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, arguments: list[str], largest: int | None = None) -> tuple[int, str]:
+        """Return the status of a run, and what it printed.
+
+        Args:
+            largest: bytes that a file may have.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([arguments, largest]), file=self.process.stdin, flush=True)
+        status, printed = json.loads(self.process.stdout.readline())
+        assert "Traceback" not in printed, printed
+        return status, printed
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate(timeout=60)
