@@ -12,6 +12,14 @@ from tests.random_checkpoint import save_random_checkpoint
 from tests.tiny_tokenizer import VOCAB_SIZE, save_tiny_tokenizer
 
 IMAGES = 12
+#: Two groups of one layer, and one layer of the others: what compiles fast.
+SMALL = {
+    "vocab_size": VOCAB_SIZE,
+    "num_hidden_layers": 2,
+    "cross_layer_interval": 1,
+    "vision_config": {"num_hidden_layers": 1},
+    "perceiver_config": {"resampler_depth": 1},
+}
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +30,8 @@ def checkpoints(tmp_path_factory):
     def checkpoint(instruct):
         if instruct not in made:
             folder = tmp_path_factory.mktemp("evaluation") / ("instruct" if instruct else "base")
-            save_random_checkpoint(
-                folder,
-                {"vocab_size": VOCAB_SIZE, "additional_vocab_size": 2 + instruct, "eos_token_id": 2, "pad_token_id": 0},
-                std=0.3,
-            )
+            tokens = {"additional_vocab_size": 2 + instruct, "eos_token_id": 2, "pad_token_id": 0}
+            save_random_checkpoint(folder, SMALL | tokens, std=0.3)
             save_tiny_tokenizer(folder, instruct)
             (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | {"image_size": 28}))
             made[instruct] = folder

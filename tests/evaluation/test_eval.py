@@ -91,6 +91,8 @@ def command(task, *arguments, out, model, files):
     if "--support" not in arguments and "no support" not in arguments:
         arguments += ["--support", *arguments[arguments.index("--data") + 1 :][: len(given)]]
     arguments = [argument for argument in arguments if argument != "no support"]
+    if "--batch-size" not in arguments:
+        arguments += ["--batch-size", "4"]  # so that most runs share their programs
     return ["eval", task, "--model", str(model), "--out", str(out), "--dtype", "float32", *arguments, *more]
 
 
@@ -169,10 +171,11 @@ def test_vqa(evaluate, model, processor, files):
 
 
 def test_cider_of_one_image_is_0_and_said_to_be(evaluate):
-    folder, _, err = evaluate("captions", "--zero-shot", "none", "no support", "--limit", 1, "--num-beams", 1)
+    arguments = ("--zero-shot", "none", "no support", "--num-beams", 1, "--max-new-tokens", 1)
+    folder, _, err = evaluate("captions", *arguments, "--limit", 1)
     assert "CIDEr-D of one image is 0" in err
     assert "CIDEr-D of one image is 0" in (folder / "report.html").read_text(encoding="utf-8")
-    _, _, err = evaluate("captions", "--zero-shot", "none", "no support", "--limit", 2, "--num-beams", 1, out="two")
+    _, _, err = evaluate("captions", *arguments, "--limit", 2, out="two")
     assert "CIDEr-D of one image" not in err
 
 
@@ -242,7 +245,8 @@ def test_free_answers_of_lines_and_templates_of_ones_own(evaluate, files):
 
 
 def test_instruct_checkpoints_get_their_form(evaluate, checkpoints):
-    folder, _, _ = evaluate("captions", "--zero-shot", "none", "no support", "--limit", 2, model=checkpoints(True))
+    arguments = ("--zero-shot", "none", "no support", "--limit", 2, "--max-new-tokens", 2, "--num-beams", 1)
+    folder, _, _ = evaluate("captions", *arguments, model=checkpoints(True))
     settings = read_json(folder, "run.json")
     assert settings["--prompt-form"] is None
     assert settings["--example"].startswith("User:<image>Describe the image briefly.<end_of_utterance>")
@@ -250,7 +254,7 @@ def test_instruct_checkpoints_get_their_form(evaluate, checkpoints):
 
 
 def test_answers_do_not_depend_on_the_batch_or_the_mesh(evaluate):
-    arguments = ("--shots", "1", "--limit", 5, "--max-new-tokens", 6)
+    arguments = ("--shots", "1", "--limit", 5, "--max-new-tokens", 6, "--num-beams", 1)
     alone, _, _ = evaluate("vqa", *arguments, "--batch-size", 1)
     spread, _, _ = evaluate("vqa", *arguments, "--batch-size", 4, "--mesh", "fsdp=4,tensor=2", out="spread")
     assert read_json(alone, "predictions-1.json") == read_json(spread, "predictions-1.json")

@@ -8,8 +8,8 @@ from idefics_jax.evaluation import states as module
 from idefics_jax.evaluation.prompting import Images, Prompt, batch_inputs, read_images
 from idefics_jax.evaluation.scoring import log_likelihoods
 from idefics_jax.evaluation.states import ImageStates
+from tests.evaluation.conftest import SMALL
 from tests.random_checkpoint import save_random_checkpoint
-from tests.tiny_tokenizer import VOCAB_SIZE
 
 NOTHING = Images({}, {})
 
@@ -35,8 +35,7 @@ def paths(photos):
 @pytest.fixture(scope="module")
 def without_resampler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("states")
-    changes = {"vocab_size": VOCAB_SIZE, "additional_vocab_size": 2, "use_resampler": False}
-    save_random_checkpoint(folder, changes, std=0.3)
+    save_random_checkpoint(folder, SMALL | {"additional_vocab_size": 2, "use_resampler": False}, std=0.3)
     return IdeficsForVisionText2Text.from_pretrained(folder, dtype="float32")
 
 
