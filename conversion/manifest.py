@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from idefics_jax.paths import AnyPath
+from idefics_jax.paths import MAX_JSON, AnyPath, read_json, read_regular
 
 from .source import Kind
 
@@ -31,7 +31,7 @@ def count_nonfinite(tensor: np.ndarray) -> int:
 
 def describe_file(file: AnyPath) -> dict[str, Any]:
     """A small file's entry."""
-    content = file.read_bytes()
+    content = read_regular(file, MAX_JSON)
     return {"bytes": len(content), CHECKSUM: xxhash.xxh3_128_hexdigest(content)}
 
 
@@ -58,15 +58,18 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it has none.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or names files elsewhere.
     """
     file = directory / MANIFEST
     if not file.exists():
         raise FileNotFoundError(f"{directory} has no {MANIFEST} to be checked against; name a second checkpoint.")
     try:
-        content = json.loads(file.read_text())
-        if not all(isinstance(content[part], dict) for part in ("tensors", "files")):
-            raise TypeError("it lists no tensors")
+        content = read_json(file)
+        for part in ("tensors", "files"):
+            if not all(isinstance(entry, dict) for entry in content[part].values()):
+                raise TypeError(f"it describes no {part}")
+        if outside := [name for name in content["files"] if "/" in name or "\\" in name]:
+            raise ValueError(f"{outside[0]!r} is not beside it")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); name a second checkpoint to compare with.") from error
     return content

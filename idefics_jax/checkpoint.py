@@ -28,7 +28,7 @@ from idefics_jax.generation_config import GenerationConfig
 from idefics_jax.hub import checkpoint_directory
 from idefics_jax.memory import check_memory, weight_needs
 from idefics_jax.orbax_files import PARAMS, is_orbax
-from idefics_jax.paths import AnyPath, PathLike
+from idefics_jax.paths import AnyPath, PathLike, open_regular
 from idefics_jax.progress import bytes_progress
 from idefics_jax.sharding import as_mesh, check_mesh, mesh_of, on_mesh, shapes_on
 from idefics_jax.stored import Stored, matched, stored_tensors
@@ -287,8 +287,10 @@ def older_checkpoint(directory: AnyPath) -> Iterator[str]:
             yield file.name
     if is_orbax(directory):
         yield PARAMS
-    if (manifest := directory / MANIFEST).is_file() and b'"written_by": "idefics-jax' in manifest.read_bytes():
-        yield MANIFEST
+    if (manifest := directory / MANIFEST).is_file():
+        with open_regular(manifest) as file:
+            if b'"written_by": "idefics-jax' in file.read(2**12):  # near its beginning
+                yield MANIFEST
 
 
 def compute_dtype(checkpoint: str, asked: Any) -> str:

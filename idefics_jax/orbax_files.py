@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from idefics_jax import hf
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.paths import AnyPath, kvstore
+from idefics_jax.paths import AnyPath, kvstore, read_json
 from idefics_jax.tensor_files import copy, nbytes
 
 PARAMS = "params"  # the parameters' folder in a checkpoint's directory
@@ -72,7 +72,7 @@ def find_arrays(directory: AnyPath, config: IdeficsConfig) -> dict[str, StackedE
     """
     params = directory / PARAMS
     try:
-        metadata = json.loads((params / METADATA).read_text())
+        metadata = read_json(params / METADATA)
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         keys = [[str(part["key"]) for part in leaf["key_metadata"]] for leaf in metadata["tree_metadata"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

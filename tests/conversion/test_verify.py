@@ -93,8 +93,10 @@ def test_manifests_that_do_not_help(conversion, checkpoint, files, differing):
     manifest["tensors"] |= {NAME: gone, "model.more": gone}
     (files / "manifest.json").write_text(json.dumps(manifest))
     assert "model.more: not in the checkpoint" in differing(files)
-    (files / "manifest.json").write_text('{"tensors": 1}')
-    assert "manifest.json is damaged" in conversion("verify", files, status=1)
+    entries = {"tensors": {"a": {}}, "files": {"a.json": {}}}
+    for bad in (1, {"tensors": 1}, entries | {"tensors": {"a": 1}}, entries | {"files": {"../a.json": {}}}):
+        (files / "manifest.json").write_text(json.dumps(bad))
+        assert "manifest.json is damaged" in conversion("verify", files, status=1)
 
 
 def test_the_manifest_says_where_it_comes_from(random_checkpoint, files):
