@@ -10,11 +10,10 @@ from tests.reference_generation import (
     NEW_TOKENS,
     ROWS,
     RULES,
-    config,
-    random_model,
     random_prompts,
     reference_model,
     rows_alone,
+    shared_model,
     torch_inputs,
 )
 
@@ -23,7 +22,7 @@ SETTINGS = {"max_new_tokens": NEW_TOKENS, "eos_token_id": EOS}
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(config())
+    return shared_model()
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if "beams" in name])
@@ -57,11 +56,13 @@ def test_tokens_and_scores_are_transformers_live(early_stopping, length_penalty,
         np.testing.assert_allclose(ours.sequences_scores, expected.sequences_scores.numpy(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["beams", "short beams"])
-def test_a_row_of_a_batch_answers_as_alone(name, model):
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("beams", {"images": (0, 9), "lengths": (1, 70)}), ("short beams", {})], ids=str
+)
+def test_a_row_of_a_batch_answers_as_alone(name, sizes, model):
     rules = {**SETTINGS, **RULES[name], "return_dict_in_generate": True}
     for seed in range(3):
-        batch = random_prompts(model.config, seed, ROWS, images=(0, 9), lengths=(1, 70))
+        batch = random_prompts(model.config, seed, ROWS, **sizes)
         together, width = model.generate(**batch, **rules), batch["input_ids"].shape[1]
         several = len(together.sequences) // ROWS
         for row, alone in enumerate(rows_alone(batch)):

@@ -18,6 +18,7 @@ from tests.reference_generation import (
     reference_generate,
     reference_model,
     rows_alone,
+    shared_model,
 )
 
 PER_TOKEN = ("input_ids", "attention_mask", "image_attention_mask")
@@ -25,7 +26,7 @@ PER_TOKEN = ("input_ids", "attention_mask", "image_attention_mask")
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(config())
+    return shared_model()
 
 
 def answers(model, batch, **rules):
@@ -62,7 +63,7 @@ def test_tokens_are_transformers(name, model):
 CONFIGS = {
     "no resampler": {"use_resampler": False},
     "vector alphas, no norms": {"alpha_type": "vector", "qk_layer_norms": False},
-    "interval 1, tied": {"cross_layer_interval": 1, "tie_word_embeddings": True},
+    "interval 2, tied": {"num_hidden_layers": 4, "cross_layer_interval": 2, "tie_word_embeddings": True},
     "no additional vocabulary": {"additional_vocab_size": 0, "vocab_size": 99},
 }
 
@@ -83,9 +84,12 @@ def test_tokens_are_transformers_live(changes, rules):
         np.testing.assert_array_equal(model.generate(**batch, **settings), expected)
 
 
-def test_cached_equals_uncached(model):
+@pytest.mark.parametrize("changes", [{}, {"num_hidden_layers": 4, "cross_layer_interval": 2}], ids=str)
+def test_cached_equals_uncached(changes):
     """Each token is the likeliest after a forward pass over all before it, in which new tokens see the images that the
     prompt's last token saw; and it matters that they do."""
+
+    model = random_model(config(**changes)) if changes else shared_model()
 
     def likeliest(alone, tokens, new_see):
         length, rest = alone["input_ids"].shape[1], 64 - tokens.shape[1]
@@ -110,10 +114,12 @@ def test_cached_equals_uncached(model):
     assert differ > 3
 
 
-@pytest.mark.parametrize("name", ["greedy", "rules"])
-def test_a_row_of_a_batch_answers_as_alone(name, model):
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("greedy", {"images": (0, 9), "lengths": (1, 70)}), ("rules", {})], ids=str
+)
+def test_a_row_of_a_batch_answers_as_alone(name, sizes, model):
     for seed in range(3):
-        batch = random_prompts(model.config, seed, ROWS, images=(0, 9), lengths=(1, 70))
+        batch = random_prompts(model.config, seed, ROWS, **sizes)
         together = answers(model, batch, **RULES[name])
         for answer, alone in zip(together, rows_alone(batch), strict=True):
             assert same(answer, answers(model, alone, **RULES[name])[0])
@@ -144,7 +150,7 @@ def test_nan_in_an_image_stays_in_its_row(model):
         np.testing.assert_array_equal(logits[row], clean[row])
     for options in ({}, {"do_sample": True}, {"num_beams": 2}):
         with pytest.raises(ValueError, match=r"scores for prompt 2 became NaN; look for NaN in its images"):
-            model.generate(**batch, max_new_tokens=5, **options)
+            model.generate(**batch, max_new_tokens=NEW_TOKENS, **options)
 
 
 def test_an_image_of_another_row_or_a_padding_image_is_never_seen(model):
@@ -164,10 +170,10 @@ def test_seeds(model):
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).mean() > 0.5
-    several = draw(1, num_return_sequences=3)
-    assert several.shape == (3 * ROWS, NEW_TOKENS)
-    assert len({tuple(row) for row in several.tolist()}) == 3 * ROWS
-    np.testing.assert_array_equal(draw(1, num_return_sequences=3), several)
+    several = draw(1, num_return_sequences=2)
+    assert several.shape == (2 * ROWS, NEW_TOKENS)
+    assert len({tuple(row) for row in several.tolist()}) == 2 * ROWS
+    np.testing.assert_array_equal(draw(1, num_return_sequences=2), several)
 
 
 def test_top_k_of_one_is_greedy(model):
@@ -192,7 +198,7 @@ class Streamer:
 )
 @pytest.mark.parametrize("early", [False, True], ids=["to the limit", "until all have ended"])
 def test_streaming_equals_not_streaming(early, options, model):
-    for seed, rows in ((0, 1), (1, 3)):
+    for seed, rows in ((1, 3), (0, 1)):  # the second by the programs of the first
         batch, streamer = random_prompts(model.config, seed, rows), Streamer()
         expected = answers(model, batch, eos_token_id=(), **options)
         ends = expected[:, :4].max(axis=1).tolist() if early else ()
@@ -207,7 +213,7 @@ def test_streaming_equals_not_streaming(early, options, model):
 
 def test_answers_end_with_their_end_of_sequence(model):
     ends = 0
-    for seed in range(4):
+    for seed in range(12):
         batch = random_prompts(model.config, seed, ROWS)
         for row in answers(model, batch, pad_token_id=96):
             stops = np.flatnonzero(np.isin(row, EOS))
@@ -226,7 +232,9 @@ def test_limits(model):
     assert answers(model, batch, min_new_tokens=NEW_TOKENS).shape == (2, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "seed": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, pytest.param({"do_sample": True, "seed": 4}, marks=pytest.mark.slow)], ids=str
+)
 def test_stacked_layers_answer_as_listed_ones(options, model, tmp_path):
     model.save_pretrained(tmp_path)
     stacked = IdeficsForVisionText2Text.from_pretrained(tmp_path, stacked=True)

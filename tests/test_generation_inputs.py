@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.reference_generation import EOS, ROWS, config, random_model, random_prompts
+from tests.reference_generation import EOS, ROWS, config, random_model, random_prompts, shared_model
 from tests.tiny_tokenizer import VOCAB_SIZE, save_tiny_tokenizer
 
 NEW = {"max_new_tokens": 8, "eos_token_id": EOS}
@@ -12,7 +12,7 @@ NEW = {"max_new_tokens": 8, "eos_token_id": EOS}
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(config())
+    return shared_model()
 
 
 def new_tokens(model, batch, **options):
@@ -101,8 +101,20 @@ def without_padding(answers):
     return [row[: np.flatnonzero(np.append(np.isin(row, EOS), True))[0] + 1] for row in answers]
 
 
-@pytest.mark.parametrize("images", [(0, 0), (0, 2), (2, 7)], ids=["text", "some images", "many images"])
-@pytest.mark.parametrize("rules", [{}, {"repetition_penalty": 1.4, "bad_words_ids": [[17, 30]]}], ids=["", "rules"])
+IMAGES = {"text": (0, 0), "some images": (0, 2), "many images": (2, 7)}
+RULED = {"repetition_penalty": 1.4, "bad_words_ids": [[17, 30]]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "images"),
+    [
+        *[pytest.param({}, images, id=name) for name, images in IMAGES.items()],
+        *[
+            pytest.param(RULED, images, id=f"rules, {name}", marks=() if name == "some images" else pytest.mark.slow)
+            for name, images in IMAGES.items()
+        ],
+    ],
+)
 def test_a_conversation_continues_from_its_cache(rules, images, model):
     for seed in range(2):
         first = random_prompts(model.config, 10 + seed, 3, images=(0, 3))
@@ -121,7 +133,17 @@ def test_a_conversation_continues_from_its_cache(rules, images, model):
         np.testing.assert_array_equal(new_tokens(model, third, cache=continued.cache, **rules), expected)
 
 
-def test_several_answers_each_continue(model):
+@pytest.mark.parametrize(
+    ("images", "options"),
+    [
+        ((0, 0), {}),
+        ((0, 0), {"num_beams": 2}),
+        ((1, 2), {}),
+        pytest.param((1, 2), {"num_beams": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_several_answers_each_continue(images, options, model):
     """Each of the answers drawn to one prompt is a conversation of its own, with more images if need be."""
     first = random_prompts(model.config, 5, 2, images=(1, 3))
     output = model.generate(
@@ -135,12 +157,9 @@ def test_several_answers_each_continue(model):
     )
     answers = without_padding(output.sequences[:, first["input_ids"].shape[1] :])
     twice = {name: np.repeat(array, 2, axis=0) for name, array in first.items()}
-    for images in ((0, 0), (1, 2)):
-        second = random_prompts(model.config, 6, 4, images=images)
-        expected = new_tokens(model, joined(twice, answers, second))
-        np.testing.assert_array_equal(new_tokens(model, second, cache=output.cache), expected)
-        beams = new_tokens(model, joined(twice, answers, second), num_beams=2)
-        np.testing.assert_array_equal(new_tokens(model, second, cache=output.cache, num_beams=2), beams)
+    second = random_prompts(model.config, 6, 4, images=images)
+    expected = new_tokens(model, joined(twice, answers, second), **options)
+    np.testing.assert_array_equal(new_tokens(model, second, cache=output.cache, **options), expected)
 
 
 def test_a_cache_of_other_conversations(model):
@@ -170,13 +189,16 @@ def test_stop_strings_end_answers(tmp_path):
     end = next(end for end, text in enumerate(texts) if stop in text)
     alone = {name: array[:1] for name, array in batch.items()}
     options = {"max_new_tokens": 12, "eos_token_id": (), "tokenizer": tokenizer}
-    for stops in (stop, ["never said", stop]):
-        for extra in ({}, {"do_sample": True, "top_k": 1}):
-            stopped = model.generate(**alone, **options, **extra, stop_strings=stops)
-            np.testing.assert_array_equal(stopped, free[:1, : width + end])
     batched = model.generate(**batch, **options, stop_strings=stop)
     np.testing.assert_array_equal(batched[0, width : width + end], free[0, width : width + end])
     assert not batched[0, width + end :].any()
+    for stops, extra in (
+        (stop, {}),
+        (["never said", stop], {}),
+        (["never said", stop], {"do_sample": True, "top_k": 1}),
+    ):
+        stopped = model.generate(**alone, **options, **extra, stop_strings=stops)
+        np.testing.assert_array_equal(stopped, free[:1, : width + end])
     beams = model.generate(**batch, **options, stop_strings=stop, num_beams=2)
     for row in beams[:, width:]:
         before_last = row[row != 0][:-1].tolist()

@@ -35,7 +35,7 @@ def ran(monkeypatch):
 @pytest.mark.parametrize(
     ("sizes", "options"),
     [
-        ((1, 4, 2), {}),
+        pytest.param((1, 4, 2), {}, marks=pytest.mark.slow),
         ((2, 2, 2), {"do_sample": True, "num_return_sequences": 2, "bad_words_ids": [[7, 8]]}),
         ((1, 1, 1), {}),
     ],

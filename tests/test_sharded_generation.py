@@ -19,10 +19,16 @@ from tests.train.runs import free_port
 NEW = {"max_new_tokens": 12, "eos_token_id": EOS}
 DRAWS = {"do_sample": True, "temperature": 2.0, "num_return_sequences": 2, "seed": 3}
 MESHES = [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2)]
+MOVING = [(2, 1, 4), (1, 2, 4), (1, 8, 1)]
 
 
-def wide_config():
-    """Every axis that a mesh splits is divisible by 8."""
+def by_default(chosen, meshes):
+    """The meshes as parameters, of which the default run takes `chosen` alone."""
+    return [pytest.param(sizes, id=str(sizes), marks=() if sizes == chosen else pytest.mark.slow) for sizes in meshes]
+
+
+def wide_config(**changes):
+    """Every axis that a mesh splits is divisible by 8, if no change makes it otherwise."""
     perceiver = IdeficsPerceiverConfig(
         resampler_n_latents=4,
         resampler_depth=1,
@@ -31,9 +37,9 @@ def wide_config():
         qk_layer_norms_perceiver=True,
     )
     vision = IdeficsVisionConfig(
-        embed_dim=32, image_size=28, intermediate_size=64, num_hidden_layers=2, num_attention_heads=8
+        embed_dim=32, image_size=28, intermediate_size=64, num_hidden_layers=1, num_attention_heads=8
     )
-    return config(num_attention_heads=8, vision_config=vision, perceiver_config=perceiver)
+    return config(num_attention_heads=8, vision_config=vision, perceiver_config=perceiver, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +75,33 @@ def streamed(model, batch, **options):
     return np.concatenate([streamer.calls[0], np.stack(streamer.calls[1:], axis=1)], axis=1)
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_tokens_are_the_same_on_every_mesh(sizes, model, checkpoint):
+@pytest.mark.parametrize("sizes", by_default((1, 2, 4), sorted({*MESHES, *MOVING})))
+def test_tokens_are_one_devices_and_decoding_moves_neither_weights_nor_caches(sizes, model, checkpoint, monkeypatch):
+    """These are used where they are: whatever moves is smaller than any weight's part."""
     sharded = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(*sizes))
-    batch = random_prompts(model.config, 0, 5, lengths=(3, 60), images=(0, 9))
+    assert any(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(sharded))
+    program, moved, (data, fsdp, tensor) = decode._decode, [], sizes
+    batch = random_prompts(model.config, 0, data * fsdp, lengths=(3, 60), images=(0, 9))
     expected = model.generate(**batch, **NEW)
+
+    def watched(model, images, cache, *arguments, **settings):
+        for buffer in jax.tree.leaves((images, cache.self_attention)):
+            assert buffer.sharding.shard_shape(buffer.shape)[:2] == (buffer.shape[0] // (data * fsdp), 8 // tensor)
+        compiled = program.lower(model, images, cache, *arguments, **settings).compile()
+        text = compiled.as_text() or ""
+        for result in re.findall(r" = (.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text):
+            moved.extend(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", result))
+        return compiled(model, images, cache, *arguments)
+
+    monkeypatch.setattr(decode, "_decode", watched)
     np.testing.assert_array_equal(sharded.generate(**batch, **NEW), expected)
+    kernels = [leaf for leaf in jax.tree.leaves(sharded.model.decoder) if leaf.ndim > 1]
+    if sizes in MOVING:
+        assert moved
+        assert max(moved) < min(kernel.size // tensor for kernel in kernels)
 
 
+@pytest.mark.slow
 def test_the_pocket_model_says_the_same_where_its_vocabulary_does_not_divide():
     alone = IdeficsForVisionText2Text.from_pretrained(POCKET, dtype="float32")
     assert alone.config.vocab_size % 4
@@ -86,10 +111,12 @@ def test_the_pocket_model_says_the_same_where_its_vocabulary_does_not_divide():
     np.testing.assert_array_equal(spread.generate(**batch, max_new_tokens=6), expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_beams_draws_streams_and_turns_are_the_same_on_every_mesh(sizes, model, checkpoint):
-    sharded = IdeficsForVisionText2Text.from_pretrained(checkpoint, mesh=make_mesh(*sizes))
+@pytest.mark.parametrize("sizes", by_default((2, 2, 2), MESHES))
+def test_beams_draws_streams_and_turns_are_the_same_on_every_mesh(sizes, tmp_path):
+    """Here no mesh but one of data alone divides the vocabulary."""
+    model = random_model(wide_config(vocab_size=97))
+    model.save_pretrained(tmp_path)
+    sharded = IdeficsForVisionText2Text.from_pretrained(tmp_path, mesh=make_mesh(*sizes))
     batch, turn = (random_prompts(model.config, seed, 3, images=(0, 4)) for seed in (1, 2))
     for options in ({"num_beams": 3, "num_return_sequences": 2}, DRAWS):
         expected = model.generate(**batch, **NEW, **options)
@@ -98,28 +125,6 @@ def test_beams_draws_streams_and_turns_are_the_same_on_every_mesh(sizes, model, 
     ours, theirs = (m.generate(**batch, **NEW, return_dict_in_generate=True).cache for m in (sharded, model))
     expected = model.generate(**turn, **NEW, cache=theirs)
     np.testing.assert_array_equal(sharded.generate(**turn, **NEW, cache=ours), expected)
-
-
-@pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 2, 4), (1, 8, 1)], ids=str)
-def test_decoding_moves_neither_weights_nor_caches(sizes, monkeypatch):
-    """They are used where they are: whatever moves is smaller than any weight's part."""
-    sharded = IdeficsForVisionText2Text.from_config(wide_config(), jax.random.key(0), mesh=make_mesh(*sizes))
-    program, moved, (data, fsdp, tensor) = decode._decode, [], sizes
-    rows = data * fsdp
-
-    def watched(model, images, cache, *arguments, **settings):
-        for buffer in jax.tree.leaves((images, cache.self_attention)):
-            assert buffer.sharding.shard_shape(buffer.shape)[:2] == (buffer.shape[0] // rows, 8 // tensor)
-        text = program.lower(model, images, cache, *arguments, **settings).compile().as_text() or ""
-        for result in re.findall(r" = (.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text):
-            moved.extend(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", result))
-        return program(model, images, cache, *arguments, **settings)
-
-    monkeypatch.setattr(decode, "_decode", watched)
-    sharded.generate(**random_prompts(sharded.config, 0, rows), **NEW)
-    kernels = [leaf for leaf in jax.tree.leaves(sharded.model.decoder) if leaf.ndim > 1]
-    assert moved
-    assert max(moved) < min(kernel.size // tensor for kernel in kernels)
 
 
 # Two processes.
