@@ -209,7 +209,8 @@ class Trainer:
                         self._evaluate()
                 if done or status or self.step % config.checkpoint.every == 0:
                     with late.away():
-                        if status or not late.skipping:  # weights that may have diverged push no older ones out
+                        # On the way, weights that may have diverged push no older ones out.
+                        if done or status or not late.skipping:
                             self._save(step, wait=bool(done or status))
                 if status:
                     self.metrics.note(f"Asked to stop: saved at step {self.step}; the same command goes on from there.")
