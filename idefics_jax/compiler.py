@@ -1,5 +1,8 @@
 """Options that XLA compiles programs with, where its defaults are not the best."""
 
+import os
+import re
+
 import jax
 
 from idefics_jax.cost.chips import DEVICE_KINDS
@@ -31,6 +34,13 @@ TRAINING: dict[str, dict[str, str | bool]] = {
     "tpu7x": {},
 }
 
+
+def _and_users(passes: str) -> str:
+    """Passes to disable, beside those that the user does: an option given to a program replaces that of XLA_FLAGS."""
+    (*_, users) = ["", *re.findall(r"--xla_disable_hlo_passes=(\S+)", os.environ.get("XLA_FLAGS", ""))]
+    return ",".join(filter(None, (users.strip("\"'"), passes)))
+
+
 #: For programs that add a token at a time; of use on GPUs, and passed over elsewhere.
 DECODING: dict[str, str | bool] = {
     # By default products of one input become one, and their weights are joined for it in memory at every step: where
@@ -38,7 +48,7 @@ DECODING: dict[str, str | bool] = {
     "xla_gpu_dot_merger_threshold_mb": "0",
     # By default the product of one row and fewer than 10 million weights is written to memory, rounded to bfloat16,
     # before it is summed: for one prompt on eight H100s 1.91 times the bytes, instead of 1.02 times.
-    "xla_disable_hlo_passes": "dot-strength-reduction",
+    "xla_disable_hlo_passes": _and_users("dot-strength-reduction"),
 }
 
 
