@@ -16,6 +16,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from idefics_jax.commit import check_place, reason
+from idefics_jax.memory import check_machine, free_memory
 from idefics_jax.paths import AnyPath, as_path
 from idefics_jax.progress import bytes_progress
 from idefics_jax.tensor_files import nbytes
@@ -59,6 +60,7 @@ def convert(options: argparse.Namespace) -> int:
     start = time.monotonic()
     with ExitStack() as held:
         with group.together():
+            check_machine("The conversion", {"copies of its largest tensors": copied(target, options)})
             if group.index == 0:
                 held.enter_context(work.locked())
                 begin(work, job(source, kinds, options), options)
@@ -106,7 +108,7 @@ def write_share(
     if isinstance(work.folder, Path):
         check_space(work.folder, total)
 
-    memory = Budget(most_held(source, target, kinds, options))
+    memory = Budget(in_hand(source, target, kinds, options, free_memory()))
 
     def convert_unit(unit: Unit) -> None:
         entries: dict[str, Any] = {}
@@ -296,6 +298,22 @@ def held(unit: Unit, source: Checkpoint, kinds: dict[str, Kind], options: argpar
 def most_held(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace) -> int:
     """The bytes that all units in hand may take together."""
     return max(HELD_BYTES, 2 * max(held(unit, source, kinds, options) for unit in target.units))
+
+
+def in_hand(
+    source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace, free: int | None
+) -> int:
+    """The same on a machine with so many bytes free: less where those are less, though never too few for a unit."""
+    most = most_held(source, target, kinds, options)
+    largest = max(held(unit, source, kinds, options) for unit in target.units)
+    return most if free is None else max(largest, min(most, free))
+
+
+def copied(target: Target, options: argparse.Namespace) -> int:
+    """The least that is in memory, beside pages of files: the largest tensor as it is cast, a unit for TensorStore."""
+    tensor = max(nbytes(*kind) for unit in target.units for kind in unit.kinds.values())
+    stored = max(unit.nbytes for unit in target.units)
+    return tensor * (options.dtype is not None) + stored * (options.to == "orbax")
 
 
 class Budget:

@@ -8,7 +8,7 @@ while it runs, so that 16 bits take more memory there than float32: 6 bytes a we
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,34 +46,59 @@ class Request(NamedTuple):
 
 
 def check_memory(
-    subject: str, needs: Mapping[str, int], mesh: Mesh | AbstractMesh | None = None, dtype: str = ""
+    subject: str,
+    needs: Mapping[str, int],
+    mesh: Mesh | AbstractMesh | None = None,
+    dtype: str = "",
+    mends: Sequence[str] | None = None,
 ) -> None:
-    """Refuses what cannot fit.
+    """Refuse what cannot fit into the memory of this process's devices.
 
     Args:
         subject: the sentence's, such as a checkpoint's path.
         needs: bytes by purpose, as `bytes_of` counts them.
         mesh: of the devices; default: the first device.
         dtype: of the weights.
+        mends: what would need less; default: generation's.
 
     Raises:
         ValueError: the sum is more than what is free, with what is needed, what is free and the mend.
     """
-    devices = _local_devices(mesh)
+    devices, total = _local_devices(mesh), sum(needs.values())
+    if not devices or not total:
+        return
+    if mends is None:
+        large = any("weights" not in purpose and need > total / 4 for purpose, need in needs.items())
+        mends = ["ask for fewer beams, prompts or tokens at once"] if large else []
+    if _on_cpu(devices):
+        check_machine(subject, needs, mends)
+        return
+    narrower = ["compute in bfloat16"] if dtype == "float32" else []
+    mends = [*mends, *narrower, "share it among more devices with a mesh"]
+    _refuse(subject, needs, _free(devices), f"on each {devices[0].device_kind}", mends)
+
+
+def check_machine(subject: str, needs: Mapping[str, int], mends: Sequence[str] = ()) -> None:
+    """Refuse what cannot fit into the machine's own memory.
+
+    Raises:
+        ValueError: as `check_memory`.
+    """
+    _refuse(subject, needs, free_memory(), "on this machine", [*mends, "use a machine with more memory"])
+
+
+def free_memory() -> int | None:
+    """Bytes of the machine's memory that are free or count as such; None if unknown, or if all may be asked for."""
+    return _free_as_set() if FREE_GB in os.environ else machine_memory()
+
+
+def _refuse(subject: str, needs: Mapping[str, int], free: int | None, where: str, mends: Sequence[str]) -> None:
     total = sum(needs.values())
-    free = _free(devices) if devices and total else None
     if free is None or total <= free:
         return
-    on_cpu = _on_cpu(devices)
-    mends = ["use a machine with more memory"] if on_cpu else ["share it among more devices with a mesh"]
-    if not on_cpu and dtype == "float32":
-        mends.insert(0, "compute in bfloat16")
-    if any("weights" not in purpose and need > total / 4 for purpose, need in needs.items()):
-        mends.insert(0, "ask for fewer beams, prompts or tokens at once")
     parts = ", ".join(f"{_in_words(need)} for {purpose}" for purpose, need in needs.items() if need > total / 100)
-    where, has = "on this machine" if on_cpu else f"on each {devices[0].device_kind}", _in_words(free)
     raise ValueError(
-        f"{subject} needs {_in_words(total)} of memory ({parts}), and {has} are free {where}; "
+        f"{subject} needs {_in_words(total)} of memory ({parts}), and {_in_words(free)} are free {where}; "
         f"{', or '.join(mends)} (the environment variable {FREE_GB} sets how many gigabytes count as free)."
     )
 
@@ -109,6 +134,14 @@ def request_needs(model: Any, mesh: Mesh | AbstractMesh | None, request: Request
             bytes_of(leaf, mesh) // leaf.dtype.itemsize * WIDE for leaf in narrow
         )
     return needs
+
+
+def program_needs(program: jax.stages.Compiled, mesh: Mesh | None) -> dict[str, int]:
+    """What a program that was compiled for CPUs takes beside its arguments, on all of this process's together."""
+    found = program.memory_analysis()
+    assert found is not None, "XLA's compiler for CPUs always says"
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return {"temporary values": len(_local_devices(mesh)) * (found.temp_size_in_bytes + results)}
 
 
 def bytes_of(tree: Any, mesh: Mesh | AbstractMesh | None = None) -> int:
@@ -191,20 +224,23 @@ def _numbers(file: Path) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
 
 
-def _free(devices: list[Any]) -> int | None:
-    """Bytes that are free for the devices together, on CPUs, or on the fullest accelerator; None if unknown."""
+def _free_as_set() -> int | None:
+    """Bytes that the environment variable counts as free; None: all that are asked for."""
+    text = os.environ[FREE_GB]
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not size >= 0:
+        raise ValueError(f"{FREE_GB} must be a number of gigabytes, such as 24, or inf, and is {text!r}.")
+    return None if size == float("inf") else int(size * 1e9)
+
+
+def _free(accelerators: list[Any]) -> int | None:
+    """Bytes that are free on the fullest accelerator; None if unknown."""
     if FREE_GB in os.environ:
-        text = os.environ[FREE_GB]
-        try:
-            size = float(text)
-        except ValueError:
-            size = -1.0
-        if not size >= 0:
-            raise ValueError(f"{FREE_GB} must be a number of gigabytes, such as 24, or inf, and is {text!r}.")
-        return None if size == float("inf") else int(size * 1e9)
-    if _on_cpu(devices):
-        return machine_memory()
-    stats = [device.memory_stats() or {} for device in devices]
+        return _free_as_set()
+    stats = [device.memory_stats() or {} for device in accelerators]
     if not all("bytes_limit" in found for found in stats):
         return None
     return min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)

@@ -19,6 +19,7 @@ from idefics_jax.memory import (
     bytes_of,
     check_memory,
     machine_memory,
+    program_needs,
     request_needs,
     weight_needs,
 )
@@ -231,3 +232,49 @@ def test_training_says_what_weights_state_and_gradients_need(tmp_path, capsys, m
         "100.0 GB are free",
     ):
         assert part in sentence
+
+
+def test_a_training_step_that_does_not_fit_is_refused_before_it_runs(tmp_path, capsys, monkeypatch):
+    """Where weights, optimizer state and gradients alone would."""
+    from tests.make_checkpoint import make_checkpoint
+    from train.cli import main as train
+
+    monkeypatch.setenv(FREE_GB, "0.02")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "A ball."}) + "\n")
+    options = {
+        "model": make_checkpoint(tmp_path / "model"),
+        "out": tmp_path / "run",
+        "data.train": tmp_path / "data.jsonl",
+    }
+    options |= {
+        "trainable": "full",
+        "steps": 1,
+        "batch-size": 16,
+        "mesh.fsdp": 8,
+        "data.sequence-length": 64,
+        "remat": "none",
+    }
+    assert train([str(part) for name, value in options.items() for part in (f"--{name}", value)]) == 1
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    for part in (
+        "A training step needs ",
+        "GB for temporary values), and 20.0 MB are free on this machine",
+        "; work on fewer rows at a time (--accumulation), or give --remat full, or give --trainable lora, or use a ",
+    ):
+        assert part in sentence
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_step_needs_what_the_compiler_says_on_each_device():
+    devices = jax.devices()[:4]
+    mesh = make_mesh(1, 4, 1, devices=devices)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    x = jax.ShapeDtypeStruct((4, 1000, 1000), np.float32, sharding=sharding)
+
+    def step(x):
+        y = x @ x
+        return y @ y
+
+    kept, donated = (jax.jit(step, donate_argnums=numbers).lower(x).compile() for numbers in ((), 0))
+    assert sum(program_needs(kept, mesh).values()) == pytest.approx(4 * 8e6, rel=0.3)
+    assert sum(program_needs(donated, mesh).values()) == pytest.approx(4 * 4e6, rel=0.3)

@@ -13,6 +13,7 @@ import pytest
 
 from idefics_jax import POCKET, IdeficsForVisionText2Text, IdeficsPerceiverConfig, IdeficsVisionConfig, make_mesh
 from idefics_jax.generation import decode
+from idefics_jax.memory import FREE_GB, Request, request_needs, weight_needs
 from tests.reference_generation import EOS, config, random_model, random_prompts
 from tests.train.runs import free_port
 
@@ -171,12 +172,23 @@ def errors(model, process):
     for name, own in {
         "other": {"input_ids": [[3, 4]]} if process == 0 else {"input_ids": [[3, 1000]]},
         "settings": {"input_ids": [[3, 4]], "max_new_tokens": 3 + process},
+        "memory": {"input_ids": [[3, 4]]},
     }.items():
+        if name == "memory" and process == 1:
+            os.environ[FREE_GB] = "0"
         try:
             model.generate(**own)
         except ValueError as error:
             found[name] = np.array(str(error))
+        os.environ.pop(FREE_GB, None)
     return found
+
+
+def needs(config, mesh):
+    """Bytes of the weights and of a call, on the devices of a mesh that are this process's."""
+    shapes = IdeficsForVisionText2Text.abstract(config, mesh=mesh)
+    asked = request_needs(shapes, mesh, Request(prompts=8, answers=16, tokens=32, slots=64, image_slots=16))
+    return list((weight_needs(shapes, mesh) | asked).values())
 
 
 def run_process(coordinator, process, mesh, checkpoint, out):
@@ -186,6 +198,7 @@ def run_process(coordinator, process, mesh, checkpoint, out):
     leaves = jax.tree.leaves(model)
     assert not any(leaf.is_fully_addressable for leaf in leaves)
     results = answers(model, int(process)) | errors(model, int(process))
+    results["needs"] = needs(model.config, make_mesh(data, fsdp, tensor))
     results["draws"] = model.generate(**prompts(int(process), 2), **NEW, **DRAWS)
     results["process 0 alone"] = model.generate(**(prompts(0, 0) if process == "0" else NONE), **NEW)
     np.savez(out, **results)
@@ -224,6 +237,9 @@ def test_two_processes_with_prompts_of_their_own(mesh, model, checkpoint, tmp_pa
         told = str(got[process]["other"])
         assert ("Process 1 cannot take part: " in told) == (process == 0)
         assert "input_ids hold 1000, but the model's tokens are 0 to 98" in told
+        assert ("Process 1 cannot take part: " in str(got[process]["memory"])) == (process == 0)
+        assert "0.0 MB are free on this machine" in str(got[process]["memory"])
+        assert [2 * need for need in got[process]["needs"]] == needs(model.config, make_mesh(*mesh))
         assert str(got[process]["settings"]) == "All processes must give the same settings of generate; they differ."
     np.testing.assert_array_equal(got[0]["process 0 alone"], got[0]["greedy"])
     assert got[1]["process 0 alone"].shape == (0, 1)

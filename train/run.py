@@ -39,7 +39,7 @@ from .processes import StopRequest, agreed, join, leave, stop_requests
 from .profile import Profile
 from .report import FILES, REPORT, write_report
 from .rows import fitted, look, records_per_row
-from .starting import check_fits, load, mesh_of, model_config
+from .starting import check_fits, check_step_fits, load, mesh_of, model_config
 from .step import Objective, all_finite, init_state, make_eval_step, make_train_step
 from .watch import DONE, Watch
 
@@ -189,6 +189,7 @@ class Trainer:
         batches = training_batches(config, self.processor, self.layout, self.streams, self.sources)
         with on_mesh(self.mesh), self.metrics, closing(batches), closing(self.profile):
             step = next(batches)
+            self._check_memory(step)
             if self.first:
                 write_starts(self.directory, self.starts, config, self.step, self.marks)
             late = self._late()
@@ -217,6 +218,12 @@ class Trainer:
                 if done or status:
                     return status
                 step = upcoming
+
+    def _check_memory(self, step: Step) -> None:
+        """On CPUs compile the step and refuse what does not fit; elsewhere XLA does, at the first call."""
+        if jax.default_backend() == "cpu" and not isinstance(self.train_step, jax.stages.Compiled):
+            self.train_step = self.train_step.lower(self.state, self.frozen, step.batch).compile()
+            check_step_fits(self.config, self.train_step, self.mesh)
 
     def _announce(self) -> None:
         """Say before the first step what trains, on what, and from where."""

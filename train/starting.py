@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, make_mesh
 from idefics_jax.lora import add_adapters
-from idefics_jax.memory import bytes_of, check_memory
+from idefics_jax.memory import bytes_of, check_memory, program_needs
 from idefics_jax.sharding import shapes_on
 
 from .config import TrainConfig
@@ -64,7 +64,26 @@ def check_fits(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | No
         "the optimizer's state": bytes_of(state, mesh) - trained,
         "gradients": 0 if config.optimizer.clip is None else trained,  # their norm needs all of them at once
     }
-    check_memory(f"--trainable {config.trainable}", needs, mesh)
+    check_memory(f"--trainable {config.trainable}", needs, mesh, mends=_fewer_weights(config))
+
+
+def check_step_fits(config: TrainConfig, program: jax.stages.Compiled, mesh: Mesh | None) -> None:
+    """Refuse a compiled step whose temporary values cannot fit beside the weights, state and batch that are there.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    rows = config.batch_size // config.accumulation
+    helpful = {
+        "work on fewer rows at a time (--accumulation)": rows > (1 if mesh is None else mesh.size),
+        "give --remat full": config.remat != "full",
+    }
+    mends = [*(mend for mend, helps in helpful.items() if helps), *_fewer_weights(config)]
+    check_memory("A training step", program_needs(program, mesh), mesh, mends=mends)
+
+
+def _fewer_weights(config: TrainConfig) -> list[str]:
+    return [] if config.trainable == "lora" else ["give --trainable lora"]
 
 
 def load(config: TrainConfig, model_config: IdeficsConfig, mesh: Mesh | None) -> tuple[Template, Any, Any]:

@@ -199,8 +199,7 @@ def generate(
         reading = plan_reading(
             prompts, cache, limit, partial(shapes.fit, new_tokens=limit, parameters=_parameters(model))
         )
-        if not hosts.several:  # the others would wait for a process that refuses
-            _check_memory(model, reading, max(beams, copies))
+        hosts.check(partial(_check_memory, model, reading, max(beams, copies)))
         rules = make_beam_rules(chosen.length_penalty, chosen.early_stopping, reading.room)
         logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
         if beams > 1:

@@ -9,7 +9,7 @@ the mesh gives several processes the same rows. Where one process has the whole 
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,13 @@ class Hosts:
             if self.several:
                 _exchange({"error": np.array(str(error))})
             raise
+
+    def check(self, check: Callable[[], None]) -> None:
+        """Check what may differ between processes, such as free memory: an error of one ends the call in all."""
+        with self.errors_shared():
+            check()
+        if self.several:
+            _exchange({})
 
     def share(self, prompts: Prompts, settings: Any) -> Prompts:
         """The prompts of all processes as one batch, the same in all.

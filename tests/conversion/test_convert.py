@@ -1,5 +1,6 @@
 """Whatever goes in comes out bit for bit, for Orbax, transformers and ourselves to load."""
 
+import argparse
 import json
 from itertools import product
 
@@ -10,7 +11,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from conversion import targets
+from conversion.convert import HELD_BYTES, in_hand
+from conversion.source import open_checkpoint
 from idefics_jax import IdeficsForVisionText2Text, IdeficsModel, IdeficsProcessor, make_mesh
+from idefics_jax.memory import FREE_GB
 from tests.conversion.helpers import as_bin, assert_same_bits, change_config, contents, converted, read_all, store
 from tests.random_checkpoint import save_random_checkpoint
 
@@ -250,3 +254,29 @@ def test_inspect_adds_up(conversion, published, published_orbax):
         assert line.split()[1:] == [
             "bfloat16", "64x64", "8.2", "kB", "model/decoder/groups/layers/attention/q/kernel[1,0]"
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--to", "safetensors", "--dtype", "float32"), "needs 0.2 MB of memory (0.2 MB for copies of its largest"),
+        (("--to", "orbax"), "needs 1.0 MB of memory (1.0 MB for copies of its largest tensors), and 0.1 MB are free"),
+    ],
+    ids=["cast", "orbax"],
+)
+def test_a_conversion_is_refused_whose_copies_do_not_fit(options, parts, conversion, published, tmp_path, monkeypatch):
+    monkeypatch.setenv(FREE_GB, "0.0001")
+    assert parts in conversion("convert", published, tmp_path / "out", *options, status=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_little_free_memory_means_fewer_tensors_in_hand(conversion, published, tmp_path, monkeypatch):
+    """What is copied as it is needs none beside the pages of its files."""
+    monkeypatch.setenv(FREE_GB, "0")
+    conversion("convert", published, tmp_path / "out", "--to", "safetensors")
+    assert_same_bits(read_all(tmp_path / "out"), read_all(published))
+    source = open_checkpoint(published)
+    target = targets.SafetensorsTarget(tmp_path, source.kinds, 2**20)
+    largest = max(tensor.nbytes for tensor in source.tensors.values())
+    for free, most in ((0, largest), (10**9, 10**9), (10**12, HELD_BYTES), (None, HELD_BYTES)):
+        assert in_hand(source, target, source.kinds, argparse.Namespace(dtype=None, to="safetensors"), free) == most
