@@ -176,8 +176,8 @@ class TrainConfig:
     recipe: str | None = None
     """Sets the defaults of everything else: idefics-base, idefics-instruct, lora or frozen-backbones."""
     pod: str | None = None
-    """Sets mesh, batch and memory savings for this machine: v5e-16, v5e-256, v5p-64, v5p-128, v6e-256, 8xh100
-    or 8xh200."""
+    """Sets mesh, batch and memory savings for this machine: v5e-16, v5e-256, v5p-64, v5p-128, v6e-256, 8xh100,
+    8xh200 or 8xb200."""
     trainable: TrainableName = "idefics"
     """What trains. idefics: cross-attention, resampler and the additional tokens, plus the modules that the model's
     config excepts from freezing; frozen-backbones: the same, the whole embedding and the head; heads: head and

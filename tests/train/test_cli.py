@@ -33,6 +33,22 @@ def test_every_recipe_fits_every_machine(pod, recipe):
         assert config.batch_size % (config.accumulation * PODS[pod].devices) == 0
 
 
+def test_larger_gpus_take_the_recipes_tokens_in_fewer_parts():
+    """205,000 of them are 100 rows of 2,048."""
+
+    def parts(pod):
+        config = with_defaults(
+            TrainConfig(out="x", recipe="idefics-instruct", pod=pod), IdeficsConfig.idefics_9b_instruct()
+        )
+        return config.batch_size, config.accumulation
+
+    assert {pod: parts(pod) for pod in PODS if pod.startswith("8x")} == {
+        "8xh100": (96, 3),
+        "8xh200": (72, 1),
+        "8xb200": (96, 1),
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
