@@ -22,6 +22,7 @@ from idefics_jax import hf
 from idefics_jax.checks import LOADING, refuse, shown
 from idefics_jax.commit import LAST, committed
 from idefics_jax.compilation_cache import keep_compiled_programs
+from idefics_jax.compiler import drawing_options
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation_config import FILE as GENERATION_FILE
 from idefics_jax.generation_config import GenerationConfig
@@ -103,7 +104,7 @@ class Pretrained(nnx.Module):
         with on_mesh(mesh):
             traced = jax.jit(_maker(cls, config, param_dtype, stacked)).trace(key)
             check_memory("The model", weight_needs(traced.out_info, mesh), mesh)
-            return traced.lower().compile()(key)
+            return traced.lower().compile(compiler_options=drawing_options())(key)
 
     @classmethod
     def abstract(

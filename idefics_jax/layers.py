@@ -208,8 +208,14 @@ class Submodule(NamedTuple):
 
 def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) -> Any:
     """`depth` layers made by `make(key)`: stacked into one whose weights have a leading `depth` axis, or a list."""
-    keys = jax.random.split(key, depth)
-    return jax.vmap(make)(keys) if stacked else nnx.List([make(key) for key in keys])
+    layers = jax.vmap(make)(jax.random.split(key, depth))  # traced and compiled once for any depth
+    if stacked:
+        return layers
+
+    def layer(at: int) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.index_in_dim(leaf, at, keepdims=False), layers)
+
+    return nnx.List([layer(at) for at in range(depth)])
 
 
 #: What a layer of the decoder can keep for its backward pass, by name: queries, keys, values, what the attention kernel

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsPerceiverConfig, IdeficsVisionConfig
 
@@ -60,7 +60,9 @@ def config(**changes: Any) -> IdeficsConfig:
     return IdeficsConfig(**{**values, **changes})
 
 
-def random_model(config: IdeficsConfig, seed: int = 0, stacked: bool = False) -> IdeficsForVisionText2Text:
+def random_model(
+    config: IdeficsConfig, seed: int = 0, stacked: bool = False, mesh: Mesh | None = None
+) -> IdeficsForVisionText2Text:
     """Weights from numpy, the same everywhere, and large: scores lie far apart, and images matter."""
     random = np.random.default_rng(seed)
 
@@ -75,9 +77,10 @@ def random_model(config: IdeficsConfig, seed: int = 0, stacked: bool = False) ->
             values = 0.6 * values
         else:
             values = 0.25 * values
-        return jnp.asarray(values, jnp.float32)
+        return jax.device_put(values.astype(np.float32), shape.sharding)
 
-    return jax.tree_util.tree_map_with_path(leaf, IdeficsForVisionText2Text.abstract(config, stacked=stacked))
+    shapes = IdeficsForVisionText2Text.abstract(config, stacked=stacked, mesh=mesh)
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 @functools.cache

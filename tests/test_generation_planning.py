@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from idefics_jax import IdeficsForVisionText2Text
 from idefics_jax.generation import decode, prefill, run
 from idefics_jax.generation.lowering import lower
 from idefics_jax.generation.planning import plan_generation
 from idefics_jax.sharding import make_mesh
-from tests.reference_generation import config, random_prompts
+from tests.reference_generation import config, random_model, random_prompts
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def ran(monkeypatch):
 def test_what_is_planned_is_what_runs(sizes, options, ran):
     settings = config()
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-    model = IdeficsForVisionText2Text.from_config(settings, jax.random.key(0), mesh=mesh)
+    model = random_model(settings, mesh=mesh)
     prompts = random_prompts(settings, 0, 3, images=(1, 3))
     model.generate(**prompts, max_new_tokens=5, eos_token_id=(), **options)
     copies = options.get("num_return_sequences", 1)

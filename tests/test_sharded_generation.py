@@ -113,19 +113,26 @@ def test_the_pocket_model_says_the_same_where_its_vocabulary_does_not_divide():
 
 
 @pytest.mark.parametrize("sizes", by_default((2, 2, 2), MESHES))
-def test_beams_draws_streams_and_turns_are_the_same_on_every_mesh(sizes, tmp_path):
+def test_beams_and_conversations_are_the_same_on_every_mesh(sizes):
     """Here no mesh but one of data alone divides the vocabulary."""
-    model = random_model(wide_config(vocab_size=97))
-    model.save_pretrained(tmp_path)
-    sharded = IdeficsForVisionText2Text.from_pretrained(tmp_path, mesh=make_mesh(*sizes))
+    model, sharded = (random_model(wide_config(vocab_size=97), mesh=m) for m in (None, make_mesh(*sizes)))
     batch, turn = (random_prompts(model.config, seed, 3, images=(0, 4)) for seed in (1, 2))
-    for options in ({"num_beams": 3, "num_return_sequences": 2}, DRAWS):
-        expected = model.generate(**batch, **NEW, **options)
-        np.testing.assert_array_equal(sharded.generate(**batch, **NEW, **options), expected)
-    np.testing.assert_array_equal(streamed(sharded, batch, **NEW), streamed(model, batch, **NEW))
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    expected = model.generate(**batch, **NEW, **beams)
+    np.testing.assert_array_equal(sharded.generate(**batch, **NEW, **beams), expected)
     ours, theirs = (m.generate(**batch, **NEW, return_dict_in_generate=True).cache for m in (sharded, model))
     expected = model.generate(**turn, **NEW, cache=theirs)
     np.testing.assert_array_equal(sharded.generate(**turn, **NEW, cache=ours), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_draws_and_streams_are_the_same_on_every_mesh(sizes):
+    model, sharded = (random_model(wide_config(vocab_size=97), mesh=m) for m in (None, make_mesh(*sizes)))
+    batch = random_prompts(model.config, 1, 3, images=(0, 4))
+    expected = model.generate(**batch, **NEW, **DRAWS)
+    np.testing.assert_array_equal(sharded.generate(**batch, **NEW, **DRAWS), expected)
+    np.testing.assert_array_equal(streamed(sharded, batch, **NEW), streamed(model, batch, **NEW))
 
 
 # Two processes.

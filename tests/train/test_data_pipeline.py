@@ -130,7 +130,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("end", "count"), [("killed", 2), ("exits", 1)])
+@pytest.mark.parametrize(("end", "count"), [("killed", 2), pytest.param("exits", 1, marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, end: str, count: int):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -14,7 +13,7 @@ from train import jsonl
 from train.charts import Curve, chart, smoothed, thinned, ticks
 from train.config import DataConfig, TrainConfig
 from train.metrics import Metrics, Prediction
-from train.report import write_report
+from train.report import main, write_report
 
 NAN = math.nan
 EVIL = "<script>alert('x')</script>\" onload=\"alert(1)"
@@ -186,12 +185,12 @@ def test_a_curve_of_one_value_has_a_place():
     assert chart("None", [Curve("loss", [(7, NAN)])]) == ""
 
 
-def test_the_command_makes_it_again(tmp_path):
+def test_the_command_makes_it_again(tmp_path, monkeypatch, capsys):
     jsonl.append(tmp_path / "metrics.jsonl", steps(2))
-    command = [sys.executable, "-m", "train.report"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{tmp_path / 'report.html'}\n"
+    monkeypatch.setattr(sys, "argv", ["train.report", str(tmp_path)])
+    main()
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert (tmp_path / "report.html").is_file()
-    failed = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr == f"{tmp_path / 'none'} is no directory.\n"
+    monkeypatch.setattr(sys, "argv", ["train.report", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'none'} is no directory."):
+        main()

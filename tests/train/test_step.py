@@ -119,7 +119,8 @@ def test_the_loss_is_the_same_where_tensor_does_not_divide_the_vocabulary(size):
     np.testing.assert_allclose(loss(make_mesh(1, 2, 4)), loss(None), rtol=1e-5)
 
 
-@pytest.mark.parametrize("trainable", ["idefics", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", ["idefics", "full"])
 def test_gradients_in_bfloat16_are_those_by_the_float32_weights(in_bfloat16, trainable):
     run = in_bfloat16 if trainable == "idefics" else start(made=noting_gradients(), dtype="bfloat16")
     batch = make_batch()
