@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsImageProcessor, IdeficsProcessor
-from idefics_jax.tokenizer import IdeficsTokenizer
-from tests.tiny_tokenizer import save_tiny_tokenizer
+from idefics_jax.processing.tokenizer import IdeficsTokenizer
+from tests.support.tiny_tokenizer import save_tiny_tokenizer
 
 BASE = IdeficsConfig.idefics_9b()
 CONFIG = dataclasses.replace(

@@ -25,8 +25,8 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.timing import summary
-from idefics_jax.tensor_files import batches, make_header, shard_files, write_index, write_tensors
-from tests.tiny_tokenizer import save_tiny_tokenizer
+from idefics_jax.checkpoints.safetensors_io import batches, make_header, shard_files, write_index, write_tensors
+from tests.support.tiny_tokenizer import save_tiny_tokenizer
 
 SHARD_BYTES = 5 * 10**9
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -43,13 +43,15 @@ def make_in_child(directory: Path, preset: str, sparse: bool) -> None:
 
 def make_checkpoint(directory: Path, preset: str, sparse: bool) -> None:
     """Writes a checkpoint in the published layout, shard by shard; sparse, with holes for weights."""
-    from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
+    from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text
+    from idefics_jax.checkpoints import hf_names
 
     directory.mkdir(parents=True)
     config = getattr(IdeficsConfig, preset)()
     model = IdeficsForVisionText2Text.abstract(config, stacked=True)
-    shapes = {str(name): weight.shape for weight in hf.weights(model, config) for name in weight.names.flat}
-    kinds = {name: (BFLOAT16, shape) for name, shape in sorted(shapes.items(), key=lambda item: hf.by_number(item[0]))}
+    shapes = {str(name): weight.shape for weight in hf_names.weights(model, config) for name in weight.names.flat}
+    names = sorted(shapes, key=hf_names.by_number)
+    kinds = {name: (BFLOAT16, shapes[name]) for name in names}
     sizes = [2 * int(np.prod(shape)) for _, shape in kinds.values()]
     shards = batches(list(kinds), sizes, SHARD_BYTES)
     files = {

@@ -28,8 +28,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsImageProcessor, IdeficsProcessor
 from idefics_jax.config import IdeficsPerceiverConfig, IdeficsVisionConfig
-from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
-from idefics_jax.tokenizer import IdeficsTokenizer
+from idefics_jax.processing.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
+from idefics_jax.processing.tokenizer import IdeficsTokenizer
 
 SEED = 1
 HELD_OUT = 1000  # questions

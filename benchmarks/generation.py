@@ -20,7 +20,7 @@ import transformers
 from benchmarks.checkpoint import CONFIG, save_checkpoint
 from benchmarks.timing import Pair, seconds, summary
 from idefics_jax import IdeficsForVisionText2Text
-from tests.reference_generation import random_prompts
+from tests.reference.generation import random_prompts
 
 NEW = 64
 TOKENS = 256  # in the prompt

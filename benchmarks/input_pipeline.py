@@ -20,9 +20,9 @@ from PIL import Image
 from skimage import data
 
 from idefics_jax import IdeficsImageProcessor, IdeficsProcessor
-from idefics_jax.images import open_image
-from idefics_jax.tokenizer import IdeficsTokenizer
-from tests.tiny_tokenizer import save_tiny_tokenizer
+from idefics_jax.processing.images import open_image
+from idefics_jax.processing.tokenizer import IdeficsTokenizer
+from tests.support.tiny_tokenizer import save_tiny_tokenizer
 from train.config import DataConfig
 from train.data.pipeline import training_rows
 

@@ -21,12 +21,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
-from idefics_jax import compiler  # noqa: E402
 from idefics_jax.cost import chip, words  # noqa: E402
 from idefics_jax.cost.kernels import CORES, SCHEDULES  # noqa: E402
 from idefics_jax.cost.pods import pod_devices  # noqa: E402
-from idefics_jax.flash import LANES, flash_attention, segments  # noqa: E402
-from idefics_jax.image_attention import attend_to_images  # noqa: E402
+from idefics_jax.kernels.cross_attention import attend_to_images  # noqa: E402
+from idefics_jax.kernels.splash import LANES, flash_attention, segments  # noqa: E402
+from idefics_jax.parallel import hardware  # noqa: E402
 
 #: A small pod of each chip, and its matrix units: how many, and how wide.
 CHIPS = {"v5e": ("2x2", 4, 128), "v5p": ("2x2x1", 4, 128), "v6e": ("2x2", 2, 256), "tpu7x": ("2x2x1", 2, 256)}
@@ -66,7 +66,7 @@ def blocks(name: str, length: int) -> dict[str, int]:
         return y, backward(gradient)
 
     program = jax.jit(step).lower(rows, heads, heads, valid, images, images, sees, rows)
-    program.compile(compiler_options=compiler.TRAINING[name])
+    program.compile(compiler_options=hardware.TRAINING[name])
     # A kernel's bundles are one core's, of the cores that share a device's FLOPs.
     unit_flops_per_cycle = chip(name).flops_per_cycle / CORES.get(name, 1) / units
     row_cycles = 2 * width**2 / unit_flops_per_cycle

@@ -27,9 +27,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from idefics_jax.cost import Cost, Memory, analyze, chip, memory
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.hlo import Instruction, arrays
 from idefics_jax.cost.operations import KERNEL_SHARE
+from idefics_jax.parallel.hardware import Chip
 
 TOKENS, VOCAB, HEAD = 2048, 32000, 128
 

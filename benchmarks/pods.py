@@ -19,8 +19,8 @@ import numpy as np
 
 from idefics_jax import IdeficsConfig
 from idefics_jax.cost import words
-from idefics_jax.cost.chips import GIB
-from idefics_jax.generation.planning import plan_generation
+from idefics_jax.parallel.hardware import GIB
+from idefics_jax.planning.generation import plan_generation
 from train.cli import parse
 from train.planning.compiling import make_plan
 from train.planning.report import remat_in_words

@@ -15,7 +15,7 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 
 from benchmarks.timing import pair
 from idefics_jax import IdeficsImageProcessor
-from idefics_jax.images import open_image
+from idefics_jax.processing.images import open_image
 
 SIZES = [(640, 480), (1920, 1080)]
 IMAGES = 16

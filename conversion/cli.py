@@ -7,7 +7,7 @@ from typing import Any
 from idefics_jax.cli import STDOUT_CLOSED, guarded
 from idefics_jax.cli.arguments import STYLE, Parser, add_waiting
 from idefics_jax.cli.option_types import address, size, text, whole
-from idefics_jax.console import closed_streams
+from idefics_jax.utils.console import closed_streams
 
 PROGRAM = "python -m conversion"
 DESCRIPTION = "IDEFICS checkpoints: from any format to any, in bounded memory, with proof that nothing changed."

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from idefics_jax.commit import check_place, reason
-from idefics_jax.memory import check_machine, free_memory
-from idefics_jax.paths import AnyPath, as_path
-from idefics_jax.progress import bytes_progress
-from idefics_jax.tensor_files import nbytes
+from idefics_jax.checkpoints.safetensors_io import nbytes
+from idefics_jax.parallel.memory import check_machine, free_memory
+from idefics_jax.utils.commit import check_place, reason
+from idefics_jax.utils.paths import AnyPath, as_path
+from idefics_jax.utils.progress import bytes_progress
 
 from . import processes
 from .manifest import CHECKSUM, MANIFEST, count_nonfinite, describe, write_manifest

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from idefics_jax.paths import MAX_JSON, AnyPath, read_json, read_regular
+from idefics_jax.utils.paths import MAX_JSON, AnyPath, read_json, read_regular
 
 from .source import Kind
 

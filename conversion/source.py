@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel, hf
-from idefics_jax.hub import checkpoint_directory
-from idefics_jax.json_files import read_object
-from idefics_jax.orbax_files import is_orbax
-from idefics_jax.paths import AnyPath, PathLike
-from idefics_jax.stored import Stored, matched, stored_tensors
-from idefics_jax.tensor_files import copy
+from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel
+from idefics_jax.checkpoints import hf_names
+from idefics_jax.checkpoints.orbax_io import is_orbax
+from idefics_jax.checkpoints.safetensors_io import copy
+from idefics_jax.checkpoints.tensors import Stored, matched, stored_tensors
+from idefics_jax.utils.hub import checkpoint_directory
+from idefics_jax.utils.json_files import read_object
+from idefics_jax.utils.paths import AnyPath, PathLike
 
 Kind = tuple[np.dtype, tuple[int, ...]]  # of a tensor: its dtype, and its shape in Hugging Face's axes
 
@@ -34,7 +35,7 @@ class Checkpoint(NamedTuple):
     values: dict[str, Any]
     tensors: Stored
     left_out: list[str]
-    weights: list[hf.Weight]
+    weights: list[hf_names.Weight]
 
     @property
     def format(self) -> str:
@@ -49,7 +50,7 @@ class Checkpoint(NamedTuple):
         return {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
 
     @property
-    def places(self) -> dict[str, tuple[hf.Weight, tuple[int, ...]]]:
+    def places(self) -> dict[str, tuple[hf_names.Weight, tuple[int, ...]]]:
         """The weight that each tensor is a layer of, and which."""
         return {str(name): (weight, at) for weight in self.weights for at, name in np.ndenumerate(weight.names)}
 
@@ -75,9 +76,11 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
 
 
 @cache
-def weights_of(kind: type[IdeficsModel] | type[IdeficsForVisionText2Text], config: IdeficsConfig) -> list[hf.Weight]:
+def weights_of(
+    kind: type[IdeficsModel] | type[IdeficsForVisionText2Text], config: IdeficsConfig
+) -> list[hf_names.Weight]:
     """The weights of our model with stacked layers."""
-    return list(hf.weights(kind.abstract(config, stacked=True), config))
+    return list(hf_names.weights(kind.abstract(config, stacked=True), config))
 
 
 def model_class(values: Mapping[str, Any]) -> type[IdeficsModel] | type[IdeficsForVisionText2Text]:

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from idefics_jax.orbax_files import CHUNK_BYTES, PARAMS, ArrayWriter, merge
-from idefics_jax.paths import AnyPath
-from idefics_jax.tensor_files import batches, nbytes, read_header, shard_files, write_index, write_tensors
+from idefics_jax.checkpoints.orbax_io import CHUNK_BYTES, PARAMS, ArrayWriter, merge
+from idefics_jax.checkpoints.safetensors_io import batches, nbytes, read_header, shard_files, write_index, write_tensors
+from idefics_jax.utils.paths import AnyPath
 
 from .source import Checkpoint, Kind
 

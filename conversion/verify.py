@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from idefics_jax.progress import bytes_progress
+from idefics_jax.utils.progress import bytes_progress
 
 from .convert import WORKERS, read
 from .manifest import MANIFEST, count_nonfinite, describe, describe_file, read_manifest

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from idefics_jax.checkpoint import older_checkpoint
-from idefics_jax.commit import LAST, publish, recover, remove
-from idefics_jax.lock import locked
-from idefics_jax.paths import AnyPath
+from idefics_jax.checkpoints.pretrained import older_checkpoint
+from idefics_jax.utils.commit import LAST, publish, recover, remove
+from idefics_jax.utils.lock import locked
+from idefics_jax.utils.paths import AnyPath
 
 from .manifest import MANIFEST
 

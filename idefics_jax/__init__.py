@@ -9,11 +9,11 @@ TYPE_CHECKING = False  # which type checkers take for true; `typing` takes longe
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig, IdeficsPerceiverConfig, IdeficsVisionConfig
     from idefics_jax.generation_config import GenerationConfig
-    from idefics_jax.image_processor import IdeficsImageProcessor
     from idefics_jax.model import IdeficsForVisionText2Text, IdeficsModel, IdeficsOutput
+    from idefics_jax.parallel.mesh import make_mesh
     from idefics_jax.pocket import POCKET
-    from idefics_jax.processor import IdeficsProcessor
-    from idefics_jax.sharding import make_mesh
+    from idefics_jax.processing.image_processor import IdeficsImageProcessor
+    from idefics_jax.processing.processor import IdeficsProcessor
 
 __all__ = [
     "POCKET",
@@ -35,13 +35,13 @@ _MODULES = {
     "GenerationConfig": "generation_config",
     "IdeficsConfig": "config",
     "IdeficsForVisionText2Text": "model",
-    "IdeficsImageProcessor": "image_processor",
+    "IdeficsImageProcessor": "processing.image_processor",
     "IdeficsModel": "model",
     "IdeficsOutput": "model",
     "IdeficsPerceiverConfig": "config",
-    "IdeficsProcessor": "processor",
+    "IdeficsProcessor": "processing.processor",
     "IdeficsVisionConfig": "config",
-    "make_mesh": "sharding",
+    "make_mesh": "parallel.mesh",
 }
 
 

@@ -1,6 +1,6 @@
 """`idefics-jax`, and `python -m idefics_jax`."""
 
-from idefics_jax.interrupt import end_at_interrupts
+from idefics_jax.utils.interrupt import end_at_interrupts
 
 
 def main() -> int:

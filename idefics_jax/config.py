@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from idefics_jax import config_json
-from idefics_jax.commit import committed
-from idefics_jax.hub import checkpoint_directory
-from idefics_jax.json_files import read_object
-from idefics_jax.paths import PathLike
+from idefics_jax.utils.commit import committed
+from idefics_jax.utils.hub import checkpoint_directory
+from idefics_jax.utils.json_files import read_object
+from idefics_jax.utils.paths import PathLike
 
 ADAPTER = "adapter_config.json"
 # The most that any field can be: far above every model that there is, and what a machine can still refuse in time.

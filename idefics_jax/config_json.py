@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from idefics_jax.json_files import check_types
+from idefics_jax.utils.json_files import check_types
 
 if TYPE_CHECKING:
     from idefics_jax.config import IdeficsConfig

@@ -8,9 +8,9 @@ from typing import Any, Self, cast, no_type_check
 
 import numpy as np
 
-from idefics_jax.checks import LARGEST, Range, check_text, number, refuse, shown, whole
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.paths import AnyPath
+from idefics_jax.utils.checks import LARGEST, Range, check_text, number, refuse, shown, whole
+from idefics_jax.utils.paths import AnyPath
 
 FILE = "generation_config.json"
 STOP_BYTES = 2_000  # of all stop strings: the table of their states has a row of the whole vocabulary for each

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from idefics_jax.cache import Cache, empty_buffers
-from idefics_jax.checkpoint import Beside, Pretrained
+from idefics_jax.checkpoints.pretrained import Beside, Pretrained
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.decoder import Decoder
 from idefics_jax.generation.generate import generate
-from idefics_jax.layers import Remat, Vocabulary
-from idefics_jax.loss import next_token_loss
-from idefics_jax.masks import position_ids as count_positions
-from idefics_jax.resampler import PerceiverResampler
-from idefics_jax.sharding import constrain, on_mesh_of, reshape
-from idefics_jax.vision import VisionTower
+from idefics_jax.nn.cache import Cache, empty_buffers
+from idefics_jax.nn.decoder import Decoder
+from idefics_jax.nn.layers import Vocabulary
+from idefics_jax.nn.loss import next_token_loss
+from idefics_jax.nn.masks import position_ids as count_positions
+from idefics_jax.nn.resampler import PerceiverResampler
+from idefics_jax.nn.stack import Remat
+from idefics_jax.nn.vision import VisionTower
+from idefics_jax.parallel.mesh import constrain, on_mesh_of, reshape
 
 
 class IdeficsOutput(NamedTuple):
@@ -180,7 +181,7 @@ class IdeficsModel(Pretrained):
                 for padding has no meaning.
             interpolate_pos_encoding: accept images of another size than the model's.
             output_hidden_states, output_attentions: return them.
-            remat: what a backward pass computes again instead of keeping (`idefics_jax.layers.Remat`).
+            remat: what a backward pass computes again instead of keeping (`idefics_jax.nn.stack.Remat`).
 
         Raises:
             ValueError: missing, superfluous or mis-shaped inputs.

@@ -13,7 +13,7 @@ import numpy as np
 import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 
-from idefics_jax.images import open_image
+from idefics_jax.processing.images import open_image
 
 SIZE = 96  # pixels of a rendered drawing's longer side
 

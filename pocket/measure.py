@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
-from idefics_jax.chat import message_parts
-from idefics_jax.images import open_image
-from idefics_jax.prompts import Text
+from idefics_jax.processing.chat import message_parts
+from idefics_jax.processing.images import open_image
+from idefics_jax.processing.prompts import Text
 
 BATCH = 100
 SHOTS = (0, 1, 2, 4)

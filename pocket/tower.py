@@ -22,7 +22,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.data.records import open_sources
-from idefics_jax.images import load_image
+from idefics_jax.processing.images import load_image
 
 SEED = 8
 STEPS = 7000

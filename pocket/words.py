@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from idefics_jax.evaluation.templates import OWN_TEMPLATES
-from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
-from idefics_jax.tokenizer import IdeficsTokenizer
+from idefics_jax.processing.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_TOKEN
+from idefics_jax.processing.tokenizer import IdeficsTokenizer
 
 CONTROL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

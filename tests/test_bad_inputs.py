@@ -18,7 +18,7 @@ import pytest
 
 import tests.bad_inputs
 from tests.bad_inputs.case import Case, Folder
-from tests.make_checkpoint import SMALL, make_checkpoint
+from tests.support.make_checkpoint import SMALL, make_checkpoint
 
 MEMORY = 4 * 2**30  # bytes of addresses that a bad input may take beyond what the process has
 COMMANDS = {"generate", "chat", "eval", "demo"}

@@ -224,7 +224,7 @@ def test_a_hub_model_out_of_reach(monkeypatch):
 
 
 def test_every_activation_is_implemented():
-    from idefics_jax.layers import ACTIVATIONS
+    from idefics_jax.nn.layers import ACTIVATIONS
 
     assert set(ACTIVATION_NAMES) == set(ACTIVATIONS)
 

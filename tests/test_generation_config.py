@@ -11,17 +11,10 @@ import idefics_jax
 from idefics_jax import GenerationConfig, IdeficsForVisionText2Text
 from idefics_jax.generation.shapes import Shapes, Sizes
 from idefics_jax.generation_config import settings
-from idefics_jax.sharding import as_mesh
-from tests.reference_generation import (
-    EOS,
-    config,
-    random_model,
-    random_prompts,
-    reference_generate,
-    reference_model,
-)
-from tests.tiny_processor import tiny_processor
-from tests.tiny_tokenizer import VOCAB_SIZE
+from idefics_jax.parallel.mesh import as_mesh
+from tests.reference.generation import EOS, config, random_model, random_prompts, reference_generate, reference_model
+from tests.support.tiny_processor import tiny_processor
+from tests.support.tiny_tokenizer import VOCAB_SIZE
 
 OWN = GenerationConfig(eos_token_id=2, pad_token_id=0)
 NAN = float("nan")

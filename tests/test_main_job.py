@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
-from tests.make_checkpoint import make_checkpoint
-from tests.record import load
-from tests.reference_main_job import (
+from tests.reference.main_job import (
     NEW_TOKENS,
     RULES,
     batches,
@@ -20,6 +18,8 @@ from tests.reference_main_job import (
     reference_inputs,
     sparse,
 )
+from tests.reference.record import load
+from tests.support.make_checkpoint import make_checkpoint
 
 
 @pytest.fixture(scope="module")

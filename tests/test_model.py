@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, IdeficsModel
-from idefics_jax.decoder import GatedCrossAttentionLayer
-from tests import reference_model
-from tests.record import load
-from tests.reference_generation import random_model
-from tests.reference_model import ALONE, CASES, IMAGE_STATES, inputs
+from idefics_jax.nn.decoder import GatedCrossAttentionLayer
+from tests.reference import model as reference_model
+from tests.reference.generation import random_model
+from tests.reference.model import ALONE, CASES, IMAGE_STATES, inputs
+from tests.reference.record import load
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +177,9 @@ def test_closed_gates_leave_a_plain_llama(stacked):
 
     @jax.jit
     def llama(model, ids):
-        from idefics_jax.layers import run
-        from idefics_jax.masks import causal_mask
-        from idefics_jax.rope import rotary_angles
+        from idefics_jax.nn.masks import causal_mask
+        from idefics_jax.nn.rope import rotary_angles
+        from idefics_jax.nn.stack import run
 
         head_dim = config.hidden_size // config.num_attention_heads
         rope = rotary_angles(jnp.broadcast_to(jnp.arange(8), (2, 8)), head_dim, config.rope_theta)

@@ -106,7 +106,7 @@ def test_its_prompts_are_the_recipe_s(processor):
 @pytest.mark.torch
 def test_transformers_says_the_same(processor, model):
     torch = pytest.importorskip("torch")
-    from tests.reference_main_job import reference, reference_inputs
+    from tests.reference.main_job import reference, reference_inputs
 
     reference_processor, reference_model = reference(POCKET)
     end = "<end_of_utterance>"

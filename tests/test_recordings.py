@@ -7,7 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from tests import record, reference_generation
+from tests.reference import generation as reference_generation
+from tests.reference import record
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_stale_recording_is_named(subject, capsys, name, value, line):
     subject[name] = value
     assert record.main(["--check", "made_up"]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("made_up is stale, run python -m tests.record made_up:")
+    assert out.startswith("made_up is stale, run python -m tests.reference.record made_up:")
     assert re.search(line, out)
 
 

@@ -1,6 +1,6 @@
 """`python -m train`."""
 
-from idefics_jax.interrupt import end_at_interrupts
+from idefics_jax.utils.interrupt import end_at_interrupts
 
 if __name__ == "__main__":
     end_at_interrupts()

@@ -9,8 +9,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from idefics_jax.data.sources import Source
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.sharding import on_mesh, shards, spec
+from idefics_jax.parallel.mesh import on_mesh, shards, spec
+from idefics_jax.processing.processor import IdeficsProcessor
 
 from .config import TrainConfig
 from .data.packing import STATE_SIZE, Row

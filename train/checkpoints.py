@@ -21,7 +21,7 @@ from fsspec.config import conf
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from idefics_jax.paths import AnyPath
+from idefics_jax.utils.paths import AnyPath
 
 from .config import CheckpointConfig
 from .orbax_s3 import teach_s3

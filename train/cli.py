@@ -11,7 +11,7 @@ from typing import Any, get_args
 from idefics_jax.cli import guarded
 from idefics_jax.cli.arguments import Parser
 from idefics_jax.cli.process import tell
-from idefics_jax.console import prepare
+from idefics_jax.utils.console import prepare
 
 from .config import RandomName, TrainConfig
 

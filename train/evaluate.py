@@ -9,8 +9,8 @@ import numpy as np
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.generation_config import DEFAULTS, GenerationConfig
-from idefics_jax.loss import IGNORED
-from idefics_jax.prompts import IMAGE_TOKEN, Text
+from idefics_jax.nn.loss import IGNORED
+from idefics_jax.processing.prompts import IMAGE_TOKEN, Text
 
 from .batches import Layout
 from .config import TrainConfig

@@ -17,7 +17,7 @@ import jax
 
 from idefics_jax import IdeficsConfig, IdeficsProcessor
 from idefics_jax.data.sources import Source
-from idefics_jax.paths import AnyPath
+from idefics_jax.utils.paths import AnyPath
 
 from .config import TrainConfig
 from .jsonl import write_whole

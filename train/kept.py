@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from idefics_jax.paths import as_path
+from idefics_jax.utils.paths import as_path
 
 
 def save(path: str, lowered: jax.stages.Lowered, program: jax.stages.Compiled) -> None:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.layers import Vocabulary
-from idefics_jax.loss import IGNORED
-from idefics_jax.sharding import constrain, gathered, spec
+from idefics_jax.nn.layers import Vocabulary
+from idefics_jax.nn.loss import IGNORED
+from idefics_jax.parallel.matmul import gathered
+from idefics_jax.parallel.mesh import constrain, spec
 
 
 class Sums(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from orbax.checkpoint._src.path import atomicity, gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from idefics_jax.paths import as_path, kvstore
+from idefics_jax.utils.paths import as_path, kvstore
 
 TO_GCS = gcs_utils.get_kvstore_for_gcs
 NORMALIZE = tensorstore_utils._normalize_path

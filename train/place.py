@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from idefics_jax.paths import AnyPath, as_path
+from idefics_jax.utils.paths import AnyPath, as_path
 
 #: A directory with one of them is a checkpoint's, which a finished model replaces.
 CHECKPOINT_FILES = {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}

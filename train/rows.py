@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from idefics_jax.data.sources import Source
-from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.processing.processor import IdeficsProcessor
 
 from .config import LONGEST_ROW, DataConfig, TrainConfig
 from .data.examples import example_of

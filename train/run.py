@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from idefics_jax import IdeficsForVisionText2Text
-from idefics_jax.checkpoint import save_checkpoint
-from idefics_jax.compilation_cache import keep_compiled_programs
-from idefics_jax.compiler import training_options
+from idefics_jax.checkpoints.pretrained import save_checkpoint
 from idefics_jax.data.records import check_columns, check_data, open_sources
 from idefics_jax.data.sources import Source
-from idefics_jax.lock import locked
-from idefics_jax.lora import merge_adapters
-from idefics_jax.paths import as_path
-from idefics_jax.sharding import on_mesh
+from idefics_jax.nn.lora import merge_adapters
+from idefics_jax.parallel.hardware import training_options
+from idefics_jax.parallel.mesh import on_mesh
+from idefics_jax.utils.compilation_cache import keep_compiled_programs
+from idefics_jax.utils.lock import locked
+from idefics_jax.utils.paths import as_path
 
 from .batches import Step, make_layout, streams_after, training_batches
 from .checkpoints import Checkpoints, Saved

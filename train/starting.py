@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, make_mesh
-from idefics_jax.lora import add_adapters
-from idefics_jax.memory import bytes_of, check_memory, program_needs
-from idefics_jax.sharding import shapes_on
+from idefics_jax.nn.lora import add_adapters
+from idefics_jax.parallel.memory import bytes_of, check_memory, program_needs
+from idefics_jax.parallel.mesh import shapes_on
 
 from .config import TrainConfig
 from .optimizer import make_optimizer

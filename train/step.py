@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from idefics_jax import IdeficsImageProcessor
-from idefics_jax.layers import with_dropout_keys
-from idefics_jax.loss import IGNORED
+from idefics_jax.nn.loss import IGNORED
+from idefics_jax.nn.stack import with_dropout_keys
 
 from .config import TrainConfig
 from .loss import Sums, chunked_sums, targets

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from idefics_jax import hf
+from idefics_jax.checkpoints import hf_names
 from idefics_jax.config import IdeficsConfig
 
 #: Modules that a config may except from freezing, as PyTorch calls them, and the ends of our paths to their weights.
@@ -66,6 +66,6 @@ class Template(NamedTuple):
 def split(model: Any, trains: Callable[[str], bool]) -> tuple[Template, Any, Any]:
     """The model's template, and its weights that train and those that do not, as dictionaries nested by path."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(model)
-    named = {hf.path_of(keys): leaf for keys, leaf in leaves}
+    named = {hf_names.path_of(keys): leaf for keys, leaf in leaves}
     training, frozen = ({path: leaf for path, leaf in named.items() if trains(path) is half} for half in (True, False))
     return Template(structure, tuple(named)), unflatten_dict(training, sep="/"), unflatten_dict(frozen, sep="/")

@@ -21,7 +21,7 @@ from jax._src import distributed  # the client of the coordination service has n
 
 from idefics_jax.cli.errors import describe
 from idefics_jax.cli.process import interruptible, tell
-from idefics_jax.console import DEBUG
+from idefics_jax.utils.console import DEBUG
 
 BEAT = 2.0  # seconds between signs of life
 SILENCE = 30.0  # seconds without one, after which a process counts as dead

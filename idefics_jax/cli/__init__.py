@@ -15,8 +15,8 @@ from idefics_jax.cli.process import (
     run_process,
     tell,
 )
-from idefics_jax.console import DEBUG, closed_streams
-from idefics_jax.interrupt import INTERRUPTED
+from idefics_jax.utils.console import DEBUG, closed_streams
+from idefics_jax.utils.interrupt import INTERRUPTED
 
 WITHOUT_MODEL = "Using the pocket model, which knows drawings of common things; --model takes another."
 STDOUT_CLOSED = "Standard output is closed, so nothing can be printed; redirect it to a file or to /dev/null."

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from idefics_jax.tokenizer import IdeficsTokenizer, TextStreamer
+from idefics_jax.processing.tokenizer import IdeficsTokenizer, TextStreamer
 
 
 class AnswerText:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import Printer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
 from idefics_jax.cli.errors import describe
 from idefics_jax.cli.loading import check_settings, choosing, fill_in, load_model, load_processor, note
 from idefics_jax.cli.process import interruptible
 from idefics_jax.cli.standard_input import read_lines
-from idefics_jax.console import DEBUG
 from idefics_jax.generation.context import Context, least_request
-from idefics_jax.images import image_source, short_name
-from idefics_jax.progress import activity
-from idefics_jax.prompts import Text
+from idefics_jax.processing.chat import message_parts
+from idefics_jax.processing.images import image_source, short_name
+from idefics_jax.processing.prompts import Text
+from idefics_jax.utils.console import DEBUG
+from idefics_jax.utils.progress import activity
 
 QUIT = ("/quit", "/exit", "quit", "exit")
 COMMANDS = ("/image ", "/reset", "/help", "/quit", "/exit")

@@ -8,10 +8,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from idefics_jax.chat import message_parts
 from idefics_jax.cli.loading import load_model
 from idefics_jax.pocket import Question, demo_questions
-from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.processing.chat import message_parts
+from idefics_jax.processing.processor import IdeficsProcessor
 
 MAX_NEW_TOKENS = 24
 

@@ -16,15 +16,15 @@ SILENT = 5  # seconds of them without a word
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """The sizes that `--mesh` gives, as `idefics_jax.sharding.mesh_sizes` reads them.
+    """The sizes that `--mesh` gives, as `idefics_jax.parallel.mesh.mesh_sizes` reads them.
 
     Raises:
         argparse.ArgumentTypeError: what is wrong.
     """
-    from idefics_jax import sharding  # with JAX, which only who asks for a mesh waits for
+    from idefics_jax.parallel import mesh  # with JAX, which only who asks for a mesh waits for
 
     try:
-        return sharding.mesh_sizes(text)
+        return mesh.mesh_sizes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -125,7 +125,7 @@ def start() -> None:
     """
     import jax
 
-    from idefics_jax.console import quiet
+    from idefics_jax.utils.console import quiet
 
     with nullcontext() if jax.distributed.is_initialized() else quiet():
         platform = jax.default_backend()

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from idefics_jax.console import DEBUG
+from idefics_jax.utils.console import DEBUG
 
 LONGEST = 600  # characters of a sentence that another library wrote
 OURS = {"idefics_jax", "train", "conversion"}

@@ -20,13 +20,13 @@ from idefics_jax.evaluation.protocol import Protocol
 from idefics_jax.evaluation.store import Answer, Store
 from idefics_jax.evaluation.tasks import read_data
 from idefics_jax.evaluation.templates import names_in
-from idefics_jax.lock import locked
-from idefics_jax.paths import as_path
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.progress import count_progress
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.utils.lock import locked
+from idefics_jax.utils.paths import as_path
+from idefics_jax.utils.progress import count_progress
 
 if TYPE_CHECKING:
-    from idefics_jax.memory import Request
+    from idefics_jax.parallel.memory import Request
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,9 +9,9 @@ from idefics_jax.data.text import read_json
 from idefics_jax.evaluation.examples import Data, Example
 from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
 from idefics_jax.evaluation.templates import DEFAULTS, TEMPLATES, make_template, own_template
-from idefics_jax.paths import as_path
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.prompts import FAKE_TOKEN, IMAGE_TOKEN
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.processing.prompts import FAKE_TOKEN, IMAGE_TOKEN
+from idefics_jax.utils.paths import as_path
 
 BAD_WORDS = ("\n", "\n\n", IMAGE_TOKEN, FAKE_TOKEN)
 MAX_PROMPT = {"captions": 1024}  # 2048 otherwise

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from idefics_jax.chat import message_parts
 from idefics_jax.cli.answer import AnswerText, Printer, Silent
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import check_settings, choosing, draws, fill_in, load_model, load_processor
 from idefics_jax.cli.standard_input import read_all
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.data.text import parse_json, read_json
-from idefics_jax.images import image_source
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.progress import activity
+from idefics_jax.processing.chat import message_parts
+from idefics_jax.processing.images import image_source
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.utils.progress import activity
 
 if TYPE_CHECKING:
-    from idefics_jax.memory import Request
+    from idefics_jax.parallel.memory import Request
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,13 +10,13 @@ from idefics_jax.cli.devices import start
 from idefics_jax.cli.process import tell
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation_config import DEFAULTS, GenerationConfig, as_list
-from idefics_jax.hub import checkpoint_directory
-from idefics_jax.images import HighDepth
 from idefics_jax.pocket import POCKET
-from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.processing.images import HighDepth
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.utils.hub import checkpoint_directory
 
 if TYPE_CHECKING:
-    from idefics_jax.memory import Request
+    from idefics_jax.parallel.memory import Request
 
 
 MAX_NEW_TOKENS = {"generate": 100, "chat": 256}  # where neither the option nor the checkpoint says
@@ -41,10 +41,10 @@ def load_model(
     """
     import jax
 
-    from idefics_jax.compilation_cache import keep_compiled_programs
-    from idefics_jax.memory import CPU_WIDENS_WEIGHTS, request_needs
     from idefics_jax.model import IdeficsForVisionText2Text
-    from idefics_jax.sharding import make_mesh
+    from idefics_jax.parallel.memory import CPU_WIDENS_WEIGHTS, request_needs
+    from idefics_jax.parallel.mesh import make_mesh
+    from idefics_jax.utils.compilation_cache import keep_compiled_programs
 
     start()
     keep_compiled_programs(note)

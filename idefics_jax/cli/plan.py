@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.progress import activity
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.utils.progress import activity
 
 
 def run(options: argparse.Namespace, processor: IdeficsProcessor, inputs: dict[str, Any]) -> int:
@@ -24,9 +24,9 @@ def run(options: argparse.Namespace, processor: IdeficsProcessor, inputs: dict[s
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # whatever is here, only the compiler is needed
-    from idefics_jax.checkpoint import compute_dtype
+    from idefics_jax.checkpoints.pretrained import compute_dtype
     from idefics_jax.cli.loading import choosing
-    from idefics_jax.generation.planning import plan_generation
+    from idefics_jax.planning.generation import plan_generation
 
     config = IdeficsConfig.from_pretrained(options.model)
     config = replace(config, dtype=compute_dtype(config.dtype, options.dtype))

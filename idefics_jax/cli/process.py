@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from idefics_jax.cli.errors import describe
-from idefics_jax.console import DEBUG, open_streams, show_unraisable
-from idefics_jax.interrupt import INTERRUPTED, end, end_at_interrupts
+from idefics_jax.utils.console import DEBUG, open_streams, show_unraisable
+from idefics_jax.utils.interrupt import INTERRUPTED, end, end_at_interrupts
 
 BROKEN_PIPE = 141  # what a shell reports for a program ended by SIGPIPE
 

@@ -14,12 +14,12 @@ models in training, the predicted MFU is 20 % and 7 % below and 2 % above the pu
 """
 
 from idefics_jax.cost.analyze import analyze as analyze
-from idefics_jax.cost.chips import CHIPS as CHIPS
-from idefics_jax.cost.chips import Chip as Chip
-from idefics_jax.cost.chips import chip as chip
 from idefics_jax.cost.components import COMPONENTS as COMPONENTS
 from idefics_jax.cost.memory import Memory as Memory
 from idefics_jax.cost.memory import memory as memory
 from idefics_jax.cost.reading import Collective as Collective
 from idefics_jax.cost.reading import Cost as Cost
 from idefics_jax.cost.reading import Operation as Operation
+from idefics_jax.parallel.hardware import CHIPS as CHIPS
+from idefics_jax.parallel.hardware import Chip as Chip
+from idefics_jax.parallel.hardware import chip as chip

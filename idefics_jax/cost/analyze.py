@@ -3,7 +3,6 @@
 import re
 
 from idefics_jax.cost import collectives
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.collectives import KINDS, Transfer
 from idefics_jax.cost.hlo import Computation, Instruction, Program, arrays, parse
 from idefics_jax.cost.loops import trip_count
@@ -11,6 +10,7 @@ from idefics_jax.cost.operations import KernelCycles, component_of, price, price
 from idefics_jax.cost.reading import Cost
 from idefics_jax.cost.sums import Sums
 from idefics_jax.cost.traffic import hbm_bytes
+from idefics_jax.parallel.hardware import Chip
 
 #: Nothing is done for these.
 _FREE = (

@@ -2,16 +2,16 @@
 
 Within a slice the bytes go over all of a device's links at once, at full speed: optimistic, since a ring along one mesh
 axis uses the links of that axis only. A `collective-permute` has one receiver, and counts as half of two that go both
-ways along a side at once, as rings do (`idefics_jax.torus`). Between slices the bytes go over the hosts' network
-(DCN), of which a device has its share; there a collective is a `send` and a `recv` that the hosts answer.
+ways along a side at once, as rings do (`parallel.collectives`). Between slices the bytes go over the hosts'
+network (DCN), of which a device has its share; there a collective is a `send` and a `recv` that the hosts answer.
 """
 
 import re
 from math import prod
 from typing import NamedTuple
 
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.hlo import Computation, Instruction, Program, shape_bytes
+from idefics_jax.parallel.hardware import Chip
 
 KINDS = (
     "all-gather",

@@ -7,8 +7,8 @@ Counted are the matrix products that the mathematics asks for, at 2 per multiply
 from collections.abc import Callable
 from typing import NamedTuple
 
+from idefics_jax.checkpoints.hf_names import rules
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.hf import rules
 
 
 class StepFlops(NamedTuple):

@@ -1,9 +1,11 @@
 """The NVIDIA GPUs that programs are compiled for on machines without one."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+
+from idefics_jax.parallel.hardware import GPUS, Gpu
 
 #: XLA's numbers of the types that its cost model has rates for (`PrimitiveType` in xla_data.proto): numbers in vector
 #: units with how many units a core has and their operations per cycle; and in matrix units, by the rate of bfloat16.
@@ -11,41 +13,6 @@ _VECTOR_UNITS = {4: (64, 1), 8: (64, 1), 10: (128, 2), 11: (128, 1), 12: (64, 1)
 _MATRIX_UNITS = {2: 2.0, 6: 2.0, 10: 1.0, 11: 0.5, 16: 1.0}
 _EIGHT_BIT_FLOATS = dict.fromkeys((19, 20, 23, 24, 25, 28, 29), 2.0)  # since Hopper
 
-
-class Gpu(NamedTuple):
-    """One GPU by its published numbers.
-
-    Attributes:
-        kind: as `jax.Device.device_kind` calls it.
-        capability: the major number of its compute capability; 8 is Ampere, 9 Hopper, 10 Blackwell.
-        cores: streaming multiprocessors.
-        hbm_bytes: of memory; a process gets the share that `XLA_PYTHON_CLIENT_MEM_FRACTION` says.
-        hbm_bandwidth: bytes per second.
-        cache_bytes: of the second level.
-        clock, matrix_clock: GHz.
-        matrix_rate: multiply-adds of bfloat16 per cycle and matrix unit, of which a core has four.
-        links: NVLinks to other GPUs of the host.
-    """
-
-    kind: str
-    capability: int
-    cores: int
-    hbm_bytes: int
-    hbm_bandwidth: int
-    cache_bytes: int
-    clock: float
-    matrix_clock: float
-    matrix_rate: int
-    links: int
-
-
-#: By name. Sources: NVIDIA's data sheets, and `xla/backends/gpu/target_config/specs` in OpenXLA.
-GPUS = {
-    "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 85100068864, 2039040000000, 41943040, 1.41, 1.41, 256, 12),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", 9, 132, 84942979072, 3352320000000, 52428800, 1.98, 1.8295201, 512, 18),
-    "h200": Gpu("NVIDIA H200", 9, 132, 151397597184, 4800000000000, 52428800, 1.98, 1.8295201, 512, 18),
-    "b200": Gpu("NVIDIA B200", 10, 148, 191514411008, 7672320000000, 132644864, 1.965, 1.8353101, 1024, 18),
-}
 
 #: What programs for a GPU that is absent are compiled with besides: nothing can try out tiles there, and those that
 #: Triton takes by default make its products some 20 times slower. With a GPU, XLA measures what is best.

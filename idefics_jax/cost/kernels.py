@@ -3,10 +3,10 @@
 import math
 from typing import NamedTuple
 
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.hlo import Instruction, arrays
-from idefics_jax.flash import LANES, attended_at_a_time
-from idefics_jax.image_attention import tokens_at_a_time
+from idefics_jax.kernels.cross_attention import tokens_at_a_time
+from idefics_jax.kernels.splash import LANES, attended_at_a_time
+from idefics_jax.parallel.hardware import Chip
 
 
 class Schedule(NamedTuple):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from idefics_jax.cost.chips import Chip
+from idefics_jax.parallel.hardware import Chip
 
 
 class Memory(NamedTuple):

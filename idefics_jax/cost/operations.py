@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from idefics_jax.cost import matmuls
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.components import component
 from idefics_jax.cost.hlo import Computation, Instruction, Program, shape_bytes
 from idefics_jax.cost.traffic import hbm_bytes
+from idefics_jax.parallel.hardware import Chip
 
 #: The share of HBM's bandwidth that an operation reaches that does nothing but read and write; seen in public traces.
 HBM_SHARE = 0.85

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from idefics_jax.console import quiet
 from idefics_jax.cost.analyze import analyze
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.kernels import kernel_cycles
 from idefics_jax.cost.memory import Memory, memory
 from idefics_jax.cost.reading import Cost
+from idefics_jax.parallel.hardware import Chip
+from idefics_jax.utils.console import quiet
 
 
 class Compiled(NamedTuple):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from idefics_jax.cost.chips import Chip
+from idefics_jax.parallel.hardware import Chip
 
 
 class Collective(NamedTuple):

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from typing import NamedTuple
 
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.collectives import Transfer
 from idefics_jax.cost.components import COMPONENTS
 from idefics_jax.cost.hlo import Instruction
 from idefics_jax.cost.operations import Price
 from idefics_jax.cost.reading import Collective, Cost, Operation
+from idefics_jax.parallel.hardware import Chip
 
 
 class _Kind(NamedTuple):

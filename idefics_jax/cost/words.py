@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from idefics_jax.cost.chips import GIB
 from idefics_jax.cost.memory import Memory
 from idefics_jax.cost.reading import Collective, Cost
+from idefics_jax.parallel.hardware import GIB
 
 LEFT_OUT = (
     "Estimates of the TPU compiler, not measurements: they leave out latencies, contention for memory and links, the "

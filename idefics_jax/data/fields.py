@@ -9,8 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from idefics_jax.images import IMAGE_SUFFIXES, image_source
-from idefics_jax.paths import AnyPath
+from idefics_jax.processing.images import IMAGE_SUFFIXES, image_source
+from idefics_jax.utils.paths import AnyPath
 
 IMAGES = ("images", "file_names", "image", "file_name")
 ANSWERS = ("answer", "answers")

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any, NamedTuple
 
-from idefics_jax.chat import place_images, read_message
 from idefics_jax.data.fields import ANSWERS, IMAGES, ImageSource, answer_of, has, image_of, images_of, text_of
-from idefics_jax.paths import AnyPath
-from idefics_jax.prompts import FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN, Prompt, Text
+from idefics_jax.processing.chat import place_images, read_message
+from idefics_jax.processing.prompts import FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN, Prompt, Text
+from idefics_jax.utils.paths import AnyPath
 
 FORMS = 'a record has "messages", "content", "text", "question" and "answer", or fields for --data.template'
 ANSWER_FIELDS = ("answer", "answers[0]")  # of a template

@@ -13,7 +13,7 @@ from idefics_jax.data.forms import columns_read
 from idefics_jax.data.shards import TarShard
 from idefics_jax.data.sources import ArrayRecords, CsvTable, JsonLines, Source
 from idefics_jax.data.tables import ParquetTable, SavedDataset
-from idefics_jax.paths import AnyPath, as_path
+from idefics_jax.utils.paths import AnyPath, as_path
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 OPENERS = 16  # threads that open the files of a glob: in an object store that is waiting for the most part

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from idefics_jax.data.fields import IMAGES, has
 from idefics_jax.data.sources import Source, data_url, read_range
 from idefics_jax.data.text import decode, json_object
-from idefics_jax.images import IMAGE_SUFFIXES
-from idefics_jax.paths import AnyPath, open_regular
+from idefics_jax.processing.images import IMAGE_SUFFIXES
+from idefics_jax.utils.paths import AnyPath, open_regular
 
 IGNORED = ("._", ".DS_Store")  # beginnings of the names of files that macOS adds
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from idefics_jax.data.text import decode, json_object, parse_json, read_lines
-from idefics_jax.paths import AnyPath, read_bytes
+from idefics_jax.utils.paths import AnyPath, read_bytes
 
 LISTS = {"images", "file_names", "answers", "candidates", "messages", "content"}  # columns of CSV that hold JSON lists
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from idefics_jax.data.sources import Source, data_url
-from idefics_jax.paths import AnyPath, open_regular
+from idefics_jax.utils.paths import AnyPath, open_regular
 
 MAX_GROUP = 4 * 2**30  # bytes of a row group, which is read as a whole
 ROOM = 2**30  # bytes of row groups that are kept for the next records

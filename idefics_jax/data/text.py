@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from idefics_jax.json_files import repeated
-from idefics_jax.paths import AnyPath, open_regular, read_regular
+from idefics_jax.utils.json_files import repeated
+from idefics_jax.utils.paths import AnyPath, open_regular, read_regular
 
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 MAX_LINE = 256 * 2**20  # bytes of a line, so that a file without lines does not fill the memory

@@ -10,8 +10,8 @@ from idefics_jax.data.sources import Source
 from idefics_jax.evaluation.examples import Data, Example, Problem, gather, parsed
 from idefics_jax.evaluation.line_files import read_records
 from idefics_jax.evaluation.task_files import id_of, listed, naming, read_benchmark
-from idefics_jax.paths import AnyPath, as_path
-from idefics_jax.prompts import IMAGE_TOKEN
+from idefics_jax.processing.prompts import IMAGE_TOKEN
+from idefics_jax.utils.paths import AnyPath, as_path
 
 
 def read_captions(file: str, folder: str, image_name: str | None, split: str | None, limit: int | None) -> Data:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from idefics_jax.images import image_source, is_remote, short_name
+from idefics_jax.processing.images import image_source, is_remote, short_name
 
 Id: TypeAlias = int | str
 

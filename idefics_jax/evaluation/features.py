@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from idefics_jax.evaluation.prompting import read_images
 from idefics_jax.generation.hosts import fetch, place
-from idefics_jax.image_processor import IdeficsImageProcessor
-from idefics_jax.sharding import on_mesh_of, shards
+from idefics_jax.parallel.mesh import on_mesh_of, shards
+from idefics_jax.processing.image_processor import IdeficsImageProcessor
 
 TOGETHER = 32  # images for each device's share of the batch
 

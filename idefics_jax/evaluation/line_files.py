@@ -21,7 +21,7 @@ from idefics_jax.data.records import METADATA, open_source
 from idefics_jax.data.sources import JsonLines, Source
 from idefics_jax.evaluation.examples import Data, Example, Problem, gather
 from idefics_jax.evaluation.task_files import id_of, is_image_name
-from idefics_jax.paths import AnyPath, as_path
+from idefics_jax.utils.paths import AnyPath, as_path
 
 LABELS = "labels.jsonl"
 KNOWN = {"id", "question", "candidates", *ANSWERS, *IMAGES}

@@ -9,11 +9,11 @@ import numpy as np
 
 from idefics_jax.evaluation.examples import Example, Id
 from idefics_jax.evaluation.templates import Template, query_parts, said
-from idefics_jax.image_processor import IdeficsImageProcessor
-from idefics_jax.images import image_source
-from idefics_jax.processor import IdeficsProcessor, image_mask
-from idefics_jax.prompts import FAKE_TOKEN
-from idefics_jax.tokenizer import IdeficsTokenizer
+from idefics_jax.processing.image_processor import IdeficsImageProcessor
+from idefics_jax.processing.images import image_source
+from idefics_jax.processing.processor import IdeficsProcessor, image_mask
+from idefics_jax.processing.prompts import FAKE_TOKEN
+from idefics_jax.processing.tokenizer import IdeficsTokenizer
 
 
 class Shot(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from idefics_jax.evaluation.records import Record
-from idefics_jax.images import image_source, load_image
+from idefics_jax.processing.images import image_source, load_image
 
 CARDS = 300  # questions shown
 IMAGE_BYTES = 12 * 2**20  # of all images in the page, as text

@@ -18,7 +18,7 @@ from idefics_jax.evaluation.scoring import log_likelihoods
 from idefics_jax.evaluation.states import ImageStates
 from idefics_jax.evaluation.store import Answer
 from idefics_jax.generation_config import DEFAULTS, GenerationConfig
-from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.processing.processor import IdeficsProcessor
 
 WINDOW = 32  # batches whose prompts are sorted by length together; more take memory, fewer pad more
 

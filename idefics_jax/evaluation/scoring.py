@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.cache import Cache
 from idefics_jax.evaluation.prompting import Prompt
 from idefics_jax.generation.buckets import TOKENS, bucket
 from idefics_jax.generation.context import plan_reading
 from idefics_jax.generation.hosts import Hosts, fetch, place
 from idefics_jax.generation.prompts import check_prompts
 from idefics_jax.generation.run import read
-from idefics_jax.sharding import constrain, mesh_of, on_mesh_of, per_shard, spec
+from idefics_jax.nn.cache import Cache
+from idefics_jax.parallel.mesh import constrain, mesh_of, on_mesh_of, per_shard, spec
 
 PACKED = 256  # tokens of candidates that one call reads for each prompt, as long as each has no more
 IMAGES_ARE = ("pixel_values", "image_encoder_embeddings", "perceiver_embeddings")

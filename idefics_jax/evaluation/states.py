@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from idefics_jax.evaluation.prompting import Images, read_images
 from idefics_jax.generation.buckets import chunks
 from idefics_jax.generation.hosts import fetch, place
-from idefics_jax.image_processor import IdeficsImageProcessor
-from idefics_jax.sharding import on_mesh_of, shards
+from idefics_jax.parallel.mesh import on_mesh_of, shards
+from idefics_jax.processing.image_processor import IdeficsImageProcessor
 
 ROOM = 2 * 2**30  # bytes; 13,000 images of the published checkpoints
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from idefics_jax.data.records import is_records
 from idefics_jax.data.text import read_json
-from idefics_jax.images import IMAGE_SUFFIXES
-from idefics_jax.paths import as_path
+from idefics_jax.processing.images import IMAGE_SUFFIXES
+from idefics_jax.utils.paths import as_path
 
 
 def read_benchmark(file: str) -> Any:

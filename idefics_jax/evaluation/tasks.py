@@ -4,7 +4,7 @@ from idefics_jax.evaluation.caption_files import read_captions
 from idefics_jax.evaluation.examples import Data
 from idefics_jax.evaluation.line_files import read_classes, read_jsonl
 from idefics_jax.evaluation.vqa_files import read_vqa
-from idefics_jax.paths import as_path
+from idefics_jax.utils.paths import as_path
 
 
 def read_data(

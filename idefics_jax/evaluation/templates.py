@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from idefics_jax.evaluation.examples import Example
-from idefics_jax.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN
+from idefics_jax.processing.prompts import END_OF_UTTERANCE, FAKE_TOKEN, IMAGE_MARK, IMAGE_TOKEN
 
 ANSWER = "answer"
 

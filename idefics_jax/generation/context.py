@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from idefics_jax.cache import Cache
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import IMAGES, SLOTS, TOKENS, bucket
 from idefics_jax.generation.prompts import Prompts, aligned
 from idefics_jax.generation.shapes import Sizes
-from idefics_jax.memory import Request
-from idefics_jax.sharding import shards
+from idefics_jax.nn.cache import Cache
+from idefics_jax.parallel.memory import Request
+from idefics_jax.parallel.mesh import shards
 
 
 class Context(NamedTuple):

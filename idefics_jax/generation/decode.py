@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.cache import Cache
-from idefics_jax.compiler import DECODING
 from idefics_jax.generation.sampling import History, Sampling, draw, restrict, warp
 from idefics_jax.generation.stopping import advance
-from idefics_jax.sharding import constrain, per_shard, row_specs, spec
+from idefics_jax.nn.cache import Cache
+from idefics_jax.parallel.hardware import DECODING
+from idefics_jax.parallel.mesh import constrain, per_shard, row_specs, spec
 
 
 class DecodeState(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, no_type_check
 import jax
 import numpy as np
 
-from idefics_jax.checks import number
 from idefics_jax.generation.beam import make_beam_rules
 from idefics_jax.generation.context import Context, Reading, patches_per_image, plan_reading
 from idefics_jax.generation.hosts import Hosts
@@ -17,8 +16,9 @@ from idefics_jax.generation.sampling import make_sampling
 from idefics_jax.generation.shapes import shapes_of
 from idefics_jax.generation.stopping import make_stop_table
 from idefics_jax.generation_config import RANGES, SETTINGS, GenerationConfig, as_list, settings, token_ids, word_ids
-from idefics_jax.memory import Request, check_memory, request_needs
-from idefics_jax.sharding import mesh_of, on_mesh_of
+from idefics_jax.parallel.memory import Request, check_memory, request_needs
+from idefics_jax.parallel.mesh import mesh_of, on_mesh_of
+from idefics_jax.utils.checks import number
 
 NEW_TOKENS = 20  # where no limit is given, as in the reference
 

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from idefics_jax.generation.buckets import bucket
 from idefics_jax.generation.prompts import Prompts
-from idefics_jax.sharding import row_specs
+from idefics_jax.parallel.mesh import row_specs
 
 MESSAGE = 4096  # fewest bytes that are exchanged: messages of a few sizes compile few programs
 PER_PROMPT = ("tokens", "valid", "image_mask")

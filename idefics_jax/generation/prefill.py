@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from idefics_jax.cache import Cache, grow, take_answers, take_rows, write
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.generation.buckets import chunks
 from idefics_jax.generation.hosts import place
 from idefics_jax.generation.prompts import Prompts
-from idefics_jax.sharding import constrain, reshape, shards, spec
+from idefics_jax.nn.cache import Cache, grow, take_answers, take_rows, write
+from idefics_jax.parallel.mesh import constrain, reshape, shards, spec
 
 
 def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolate: bool) -> Float[Array, "n p e"]:

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from idefics_jax.cache import Cache
 from idefics_jax.generation.beam import BeamRules, beam_search, make_beam_state
 from idefics_jax.generation.context import Context, Reading
 from idefics_jax.generation.decode import decode, make_state, start
@@ -15,6 +14,7 @@ from idefics_jax.generation.prefill import expand, image_states, prefill
 from idefics_jax.generation.prompts import Prompts
 from idefics_jax.generation.sampling import History, Sampling, make_history
 from idefics_jax.generation.stopping import state_after
+from idefics_jax.nn.cache import Cache
 
 
 def read(

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from idefics_jax.cli import main
-from tests.cli.helpers import NEW_TOKENS, PROMPT
-from tests.make_checkpoint import SMALL, make_checkpoint
+from tests.support.commands import NEW_TOKENS, PROMPT
+from tests.support.make_checkpoint import SMALL, make_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from idefics_jax.cli import main
-from tests.cli.helpers import change_tensor, check_sentence
+from tests.support.commands import change_tensor, check_sentence
 
 
 def delete(name):

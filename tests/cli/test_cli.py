@@ -12,9 +12,9 @@ from idefics_jax.cli.answer import AnswerText
 from idefics_jax.cli.arguments import make_parser
 from idefics_jax.cli.chat import Conversation
 from idefics_jax.cli.loading import load_model
-from idefics_jax.compilation_cache import cache_directory
-from tests.cli.helpers import NEW_TOKENS, PROMPT, change_tensor
-from tests.tiny_tokenizer import END_OF_UTTERANCE_ID, FAKE_TOKEN_ID, IMAGE_TOKEN_ID
+from idefics_jax.utils.compilation_cache import cache_directory
+from tests.support.commands import NEW_TOKENS, PROMPT, change_tensor
+from tests.support.tiny_tokenizer import END_OF_UTTERANCE_ID, FAKE_TOKEN_ID, IMAGE_TOKEN_ID
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from idefics_jax.cli import main
 from idefics_jax.cli.arguments import CHAT_EXAMPLES, EXAMPLES, GENERATE_EXAMPLES
-from tests.terminal import read_to_end
+from tests.support.terminal import read_to_end
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cli.helpers import NEW_TOKENS, PROMPT, check_sentence, two_processes
+from tests.support.commands import NEW_TOKENS, PROMPT, check_sentence, two_processes
 
 
 def test_the_answer_is_the_same_on_a_mesh(generate):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.helpers import check_sentence
+from tests.support.commands import check_sentence
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from idefics_jax.cli.chat import complete
-from tests.train.runs import free_port
+from tests.support.train_runs import free_port
 
 COMMAND = [sys.executable, "-m", "idefics_jax"]
 

@@ -6,9 +6,9 @@ import pytest
 
 from conversion import targets
 from conversion.cli import main
-from tests.conversion.helpers import converted
-from tests.make_checkpoint import SMALL, make_checkpoint
-from tests.random_checkpoint import save_random_checkpoint
+from tests.support.conversion import converted
+from tests.support.make_checkpoint import SMALL, make_checkpoint
+from tests.support.random_checkpoint import save_random_checkpoint
 
 LARGE = {
     "hidden_size": 512,

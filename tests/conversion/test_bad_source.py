@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.conversion.helpers import as_bin, change_config, contents
-from tests.torch_archive import save_archive
+from tests.support.conversion import as_bin, change_config, contents
+from tests.support.torch_archive import save_archive
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 FIRST, SECOND = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))

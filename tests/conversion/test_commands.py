@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from conversion import cli
-from tests.conversion.helpers import ROOT, run
-from tests.terminal import read_to_end
+from tests.support.conversion import ROOT, run
+from tests.support.terminal import read_to_end
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = cli.EXAMPLES + cli.CONVERT_EXAMPLES + cli.INSPECT_EXAMPLES + cli.VERIFY_EXAMPLES

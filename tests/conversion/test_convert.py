@@ -14,9 +14,9 @@ from conversion import targets
 from conversion.convert import HELD_BYTES, in_hand
 from conversion.source import open_checkpoint
 from idefics_jax import IdeficsForVisionText2Text, IdeficsModel, IdeficsProcessor, make_mesh
-from idefics_jax.memory import FREE_GB
-from tests.conversion.helpers import as_bin, assert_same_bits, change_config, contents, converted, read_all, store
-from tests.random_checkpoint import save_random_checkpoint
+from idefics_jax.parallel.memory import FREE_GB
+from tests.support.conversion import as_bin, assert_same_bits, change_config, contents, converted, read_all, store
+from tests.support.random_checkpoint import save_random_checkpoint
 
 KINDS = {
     "published": {},

@@ -18,8 +18,8 @@ from conversion import convert as convert_module
 from conversion.cli import main
 from conversion.work import Work
 from idefics_jax import IdeficsForVisionText2Text
-from tests.conversion.helpers import assert_same_bits, contents, read_all, run, start
-from tests.random_checkpoint import save_random_checkpoint
+from tests.support.conversion import assert_same_bits, contents, read_all, run, start
+from tests.support.random_checkpoint import save_random_checkpoint
 
 FORMS = ["orbax", "safetensors"]
 

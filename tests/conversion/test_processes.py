@@ -10,8 +10,8 @@ from contextlib import closing
 import pytest
 
 from conversion.targets import DATABASES
-from tests.conversion.helpers import assert_same_bits, converted, read_all, run, start
-from tests.random_checkpoint import save_random_checkpoint
+from tests.support.conversion import assert_same_bits, converted, read_all, run, start
+from tests.support.random_checkpoint import save_random_checkpoint
 
 
 def free_port():

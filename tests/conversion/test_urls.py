@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conversion.helpers import as_bin, contents, run, start
-from tests.random_checkpoint import save_random_checkpoint
+from tests.support.conversion import as_bin, contents, run, start
+from tests.support.random_checkpoint import save_random_checkpoint
 
 pytestmark = pytest.mark.slow  # each command is a process, and the server takes its time
 TENSORS = "141 tensors"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conversion.cli import main
-from tests.conversion.helpers import ROOT, change_config, converted, read_all, store
+from tests.support.conversion import ROOT, change_config, converted, read_all, store
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 PHOTO = ROOT / "examples" / "cat.jpg"
@@ -158,7 +158,7 @@ def test_logits_need_two(conversion, published):
 
 
 def test_checkpoints_of_different_models(conversion, checkpoint, files, tmp_path, differing):
-    from tests.random_checkpoint import save_random_checkpoint
+    from tests.support.random_checkpoint import save_random_checkpoint
 
     other = save_random_checkpoint(tmp_path / "other", {"num_hidden_layers": 6})
     out = differing(checkpoint, other)

@@ -3,12 +3,12 @@
 import pytest
 
 from idefics_jax.cost import CHIPS, chip
-from idefics_jax.cost.chips import Chip
 from idefics_jax.cost.collectives import group_size, wire_bytes
 from idefics_jax.cost.components import component
 from idefics_jax.cost.hlo import Instruction
 from idefics_jax.cost.kernels import kernel_cycles
-from tests.cost.snippets import SCAN, between_slices, estimate, read
+from idefics_jax.parallel.hardware import Chip
+from tests.support.hlo_snippets import SCAN, between_slices, estimate, read
 
 V5E = CHIPS["v5e"]
 

@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from idefics_jax.cost import CHIPS, Cost, analyze, chip, memory
 from idefics_jax.cost.kernels import kernel_cycles
-from idefics_jax.flash import flash_attention, segments
-from idefics_jax.image_attention import KEYS, attend_to_images
-from idefics_jax.rope import rotary_angles, rotate_by_kernel
+from idefics_jax.kernels.cross_attention import KEYS, attend_to_images
+from idefics_jax.kernels.splash import flash_attention, segments
+from idefics_jax.nn.rope import rotary_angles, rotate_by_kernel
 
 pytest.importorskip("libtpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask what TPU this is

@@ -3,7 +3,7 @@
 import pytest
 
 from idefics_jax.cost.hlo import arrays, parse, shape_bytes
-from tests.cost.snippets import SCAN
+from tests.support.hlo_snippets import SCAN
 
 
 def test_instructions_have_names_opcodes_operands_and_users():

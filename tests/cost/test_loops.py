@@ -5,7 +5,7 @@ import pytest
 from idefics_jax.cost import CHIPS, analyze
 from idefics_jax.cost.hlo import parse
 from idefics_jax.cost.loops import trip_count
-from tests.cost.snippets import SCAN, read
+from tests.support.hlo_snippets import SCAN, read
 
 
 def trips(text: str) -> int | None:

@@ -20,7 +20,7 @@ from idefics_jax.data.forms import document_of, messages_of, split_template
 from idefics_jax.data.records import check_columns, open_source, open_sources
 from idefics_jax.data.text import parse_json
 from idefics_jax.evaluation.tasks import read_data
-from idefics_jax.images import load_image
+from idefics_jax.processing.images import load_image
 
 QUESTION, ANSWER = "What is it?", "a ball"
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
-from tests.make_checkpoint import PREPROCESSOR
-from tests.random_checkpoint import save_random_checkpoint
-from tests.tiny_tokenizer import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.make_checkpoint import PREPROCESSOR
+from tests.support.random_checkpoint import save_random_checkpoint
+from tests.support.tiny_tokenizer import VOCAB_SIZE, save_tiny_tokenizer
 
 IMAGES = 12
 #: Two groups of one layer, and one layer of the others: what compiles fast.

@@ -17,9 +17,9 @@ from idefics_jax.evaluation import runner
 from idefics_jax.evaluation.features import image_features
 from idefics_jax.evaluation.metrics import exact_match, vqa_accuracy
 from idefics_jax.evaluation.scoring import log_likelihoods
-from idefics_jax.lock import locked
-from tests.cli.helpers import check_sentence, two_processes
+from idefics_jax.utils.lock import locked
 from tests.evaluation.conftest import IMAGES
+from tests.support.commands import check_sentence, two_processes
 
 WORDS = ("cat", "dog", "street", "rain", "sail")
 

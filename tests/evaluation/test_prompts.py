@@ -13,8 +13,8 @@ from idefics_jax.evaluation.templates import (
     make_template,
     own_template,
 )
-from tests.tiny_processor import tiny_processor
-from tests.tiny_tokenizer import IMAGE_TOKEN_ID
+from tests.support.tiny_processor import tiny_processor
+from tests.support.tiny_tokenizer import IMAGE_TOKEN_ID
 
 IMG = "<fake_token_around_image><image><fake_token_around_image>"
 QUERY = Example(0, ("q.png",), "How many dogs?", (), None, {})

@@ -13,7 +13,7 @@ from idefics_jax.evaluation import report_cards
 from idefics_jax.evaluation.records import Record
 from idefics_jax.evaluation.report import write_report
 from idefics_jax.evaluation.report_chart import chart
-from tests.page import Page
+from tests.support.page import Page
 
 EVIL = "<script>alert('x')</script>\" onload=\"alert(1)"
 

@@ -9,8 +9,8 @@ from idefics_jax.evaluation.examples import Example
 from idefics_jax.evaluation.prompting import Shot, batch_inputs, make_prompt, read_images
 from idefics_jax.evaluation.scoring import log_likelihoods, pack
 from idefics_jax.evaluation.templates import TEMPLATES, Template
-from idefics_jax.processor import image_mask
-from tests.tiny_processor import tiny_processor
+from idefics_jax.processing.processor import image_mask
+from tests.support.tiny_processor import tiny_processor
 
 ANSWERS = ("cat", "a red chair in the street", "dogs", "the harbour wall", "sail", "x")
 TEMPLATE = Template("{bos}Look.\n", "Image:<image>Question: {question} Answer: {answer}.\n", ())

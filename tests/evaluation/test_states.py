@@ -9,7 +9,7 @@ from idefics_jax.evaluation.prompting import Images, Prompt, batch_inputs, read_
 from idefics_jax.evaluation.scoring import log_likelihoods
 from idefics_jax.evaluation.states import ImageStates
 from tests.evaluation.conftest import SMALL
-from tests.random_checkpoint import save_random_checkpoint
+from tests.support.random_checkpoint import save_random_checkpoint
 
 NOTHING = Images({}, {})
 

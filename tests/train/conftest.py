@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.train.runs import Place
+from tests.support.train_runs import Place
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from idefics_jax import IdeficsConfig
-from tests.conversion.helpers import ROOT
+from tests.support.conversion import ROOT
 from train import cli
 from train.cli import main, parse
 from train.config import TrainConfig

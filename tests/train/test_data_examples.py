@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from idefics_jax.prompts import Text
-from tests.tiny_processor import RED, tiny_processor
+from idefics_jax.processing.prompts import Text
+from tests.support.tiny_processor import RED, tiny_processor
 from train.config import DataConfig
 from train.data.examples import Example, example_of, question_of
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from idefics_jax.image_processor import IdeficsImageProcessor
-from idefics_jax.processor import IdeficsProcessor
-from tests.tiny_processor import tiny_processor
+from idefics_jax.processing.image_processor import IdeficsImageProcessor
+from idefics_jax.processing.processor import IdeficsProcessor
+from tests.support.tiny_processor import tiny_processor
 from train.config import DataConfig
 from train.data.images import RATIO, SCALE, image_pixels, load_processor, random_box
 

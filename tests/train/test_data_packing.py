@@ -6,9 +6,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from idefics_jax.processor import image_mask
-from tests.tiny_processor import tiny_processor
-from tests.tiny_tokenizer import FAKE_TOKEN_ID, IMAGE_TOKEN_ID
+from idefics_jax.processing.processor import image_mask
+from tests.support.tiny_processor import tiny_processor
+from tests.support.tiny_tokenizer import FAKE_TOKEN_ID, IMAGE_TOKEN_ID
 from train.config import DataConfig
 from train.data.examples import Example
 from train.data.packing import HOPELESS, POOL, BadRecord, Row, Stream, make_row, pack_state, unpack_state

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from idefics_jax.data.records import open_sources
-from tests.tiny_processor import tiny_processor
+from tests.support.tiny_processor import tiny_processor
 from train.config import DataConfig
 from train.data.order import documents
 from train.data.packing import Row

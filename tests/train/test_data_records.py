@@ -14,7 +14,7 @@ from PIL import Image
 
 from idefics_jax.data.records import open_sources
 from idefics_jax.data.sources import data_url
-from idefics_jax.images import load_image
+from idefics_jax.processing.images import load_image
 
 COLOURS = ["red", "green", "blue"]
 

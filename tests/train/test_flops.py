@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf
+from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text
+from idefics_jax.checkpoints import hf_names
 from idefics_jax.cost.flops import flops_by_part
 from train.flops import peak_flops, step_flops
 
@@ -130,7 +131,7 @@ def test_xla_counts_about_the_same(subset):
     # Layers in a list: XLA counts the body of a scan once, however often it runs.
     model = jax.eval_shape(lambda: IdeficsForVisionText2Text(config, jax.random.key(0)))
     leaves, structure = jax.tree.flatten(model)
-    paths = ["/".join(p for p in w.path.split("/") if not p.isdigit()) for w in hf.weights(model, config)]
+    paths = ["/".join(p for p in w.path.split("/") if not p.isdigit()) for w in hf_names.weights(model, config)]
     trains = [trainable(path) for path in paths]
 
     def loss(trained, frozen, ids, pixels):

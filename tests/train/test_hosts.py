@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.train.runs import free_port
+from tests.support.train_runs import free_port
 from train.watch import SILENCE
 
 BOUND = SILENCE + 45  # seconds within which all have ended, on a busy machine

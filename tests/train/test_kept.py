@@ -10,8 +10,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from idefics_jax import IdeficsProcessor
 from idefics_jax.cost.pods import pod_devices
-from tests.train.runs import Place
-from tests.train.small_runs import CONFIG, PROCESSOR
+from tests.support.small_runs import CONFIG, PROCESSOR
+from tests.support.train_runs import Place
 from train.cli import main, parse
 from train.config import MeshConfig
 from train.kept import load, save

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.terminal import read_to_end
+from tests.support.terminal import read_to_end
 from train import metrics
 from train.metrics import Metrics, Prediction
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from idefics_jax import hf
-from tests.random_checkpoint import BASE, save_random_checkpoint
-from tests.tiny_tokenizer import IMAGE_TOKEN_ID
-from tests.train.small_runs import CONFIG, SmallRun, by_path, make_batch, make_rows, noting_gradients, start
+from idefics_jax.checkpoints import hf_names
+from tests.support.random_checkpoint import BASE, save_random_checkpoint
+from tests.support.small_runs import CONFIG, SmallRun, by_path, make_batch, make_rows, noting_gradients, start
+from tests.support.tiny_tokenizer import IMAGE_TOKEN_ID
 from train.config import LoraConfig, OptimizerConfig
 from train.optimizer import make_optimizer
 from train.starting import abstract, model_config
@@ -111,16 +111,16 @@ def in_their_axes(arrays: dict[str, np.ndarray], ours: SmallRun) -> dict[str, np
 
 
 def _in_their_axes(arrays: dict[str, np.ndarray], ours: SmallRun) -> Iterator[tuple[str, np.ndarray]]:
-    table = hf.rules(ours.config)
+    table = hf_names.rules(ours.config)
     for path, array in arrays.items():
         place, lora, which = path.partition("/lora/")
         if not lora:
-            weight = hf.weight_at(path, array, ours.config, table)
+            weight = hf_names.weight_at(path, array, ours.config, table)
             for at, name in np.ndenumerate(weight.names):
                 yield name, weight.to_theirs(array[(*at, ...)])
             continue
         kernels = by_path(ours.frozen)
-        weight = hf.weight_at(f"{place}/kernel", kernels[f"{place}/kernel"], ours.config, table)
+        weight = hf_names.weight_at(f"{place}/kernel", kernels[f"{place}/kernel"], ours.config, table)
         for at, name in np.ndenumerate(weight.names):
             rank = ours.objective.config.lora.rank
             low = array[(*at, ...)].reshape(-1, rank).T if which == "a" else array[(*at, ...)].reshape(rank, -1).T
@@ -158,11 +158,11 @@ def test_the_same_tensors_train(case, tmp_path):
     run = dataclasses.replace(CONFIG, random=None, model=str(tmp_path), trainable=trainable)
     architecture = model_config(run)
     _, params, _ = abstract(run, architecture, None)
-    table = hf.rules(architecture)
+    table = hf_names.rules(architecture)
     ours = {
         name
         for path, array in flatten_dict(params, sep="/").items()
-        for name in hf.weight_at(path, array, architecture, table).names.flat
+        for name in hf_names.weight_at(path, array, architecture, table).names.flat
     }
     theirs = their_model(tmp_path, trainable)
     assert ours == {name for name, parameter in theirs.named_parameters() if parameter.requires_grad}

@@ -9,16 +9,18 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, reshard
 
-from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, hf, make_mesh
-from idefics_jax.compiler import TRAINING, options
+from idefics_jax import IdeficsConfig, IdeficsForVisionText2Text, make_mesh
+from idefics_jax.checkpoints import hf_names
 from idefics_jax.cost import CHIPS, analyze, chip
 from idefics_jax.cost.hlo import arrays, parse
 from idefics_jax.cost.pods import pod_devices
-from idefics_jax.decoder import DecoderLayer
-from idefics_jax.flash import segments
-from idefics_jax.layers import GatedMLP, pile, run
-from idefics_jax.rope import rotary_angles
-from idefics_jax.sharding import on_mesh, shapes_on, spec
+from idefics_jax.kernels.splash import segments
+from idefics_jax.nn.decoder import DecoderLayer
+from idefics_jax.nn.layers import GatedMLP
+from idefics_jax.nn.rope import rotary_angles
+from idefics_jax.nn.stack import pile, run
+from idefics_jax.parallel.hardware import TRAINING, options
+from idefics_jax.parallel.mesh import on_mesh, shapes_on, spec
 from train.cli import main
 from train.config import DataConfig, MeshConfig, TrainConfig
 from train.planning.compiling import batch_shapes, lower, make_plan
@@ -153,9 +155,9 @@ def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
         for array in arrays(instruction.shape)
     }
     piles = {
-        hf.path_of(keys): leaf.shape
+        hf_names.path_of(keys): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(model)
-        if "/layers/" in hf.path_of(keys) and hf.path_of(keys).endswith("kernel")
+        if "/layers/" in hf_names.path_of(keys) and hf_names.path_of(keys).endswith("kernel")
     }
     assert len(piles) > 15
     assert [path for path, shape in piles.items() if tuple(shape) in there] == []

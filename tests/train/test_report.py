@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.page import Page
+from tests.support.page import Page
 from train import jsonl
 from train.charts import Curve, chart, smoothed, thinned, ticks
 from train.config import DataConfig, TrainConfig

@@ -11,13 +11,14 @@ import optax
 import pytest
 
 from idefics_jax import IdeficsConfig
-from idefics_jax.decoder import DecoderLayer
-from idefics_jax.layers import KEEPABLE, Vocabulary, rematerialised
-from idefics_jax.loss import IGNORED, next_token_loss
-from idefics_jax.rope import rotary_angles
-from idefics_jax.sharding import constrain, make_mesh, on_mesh
-from tests.tiny_tokenizer import IMAGE_TOKEN_ID
-from tests.train.small_runs import CONFIG, by_path, make_batch, make_rows, noting_gradients, start
+from idefics_jax.nn.decoder import DecoderLayer
+from idefics_jax.nn.layers import Vocabulary
+from idefics_jax.nn.loss import IGNORED, next_token_loss
+from idefics_jax.nn.rope import rotary_angles
+from idefics_jax.nn.stack import KEEPABLE, rematerialised
+from idefics_jax.parallel.mesh import constrain, make_mesh, on_mesh
+from tests.support.small_runs import CONFIG, by_path, make_batch, make_rows, noting_gradients, start
+from tests.support.tiny_tokenizer import IMAGE_TOKEN_ID
 from train.config import KeptName, OptimizerConfig
 from train.loss import chunked_sums, targets
 from train.optimizer import make_optimizer, schedule

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.train.runs import free_port
+from tests.support.train_runs import free_port
 
 pytestmark = pytest.mark.slow
 

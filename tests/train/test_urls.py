@@ -15,8 +15,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from idefics_jax.data.forms import document_of
 from idefics_jax.data.records import check_data, open_sources
 from idefics_jax.data.sources import data_url
-from idefics_jax.image_processor import IdeficsImageProcessor
-from tests.train.stores import BUCKET, Proxy, environment, files, store
+from idefics_jax.processing.image_processor import IdeficsImageProcessor
+from tests.support.stores import BUCKET, Proxy, environment, files, store
 from train.data.images import image_pixels
 
 STEPS = {"steps": 8, "checkpoint__every": 2}

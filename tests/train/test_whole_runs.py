@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from idefics_jax.lock import locked
-from tests.train.runs import Session
+from idefics_jax.utils.lock import locked
+from tests.support.train_runs import Session
 
 SHORT = {
     "steps": 1,

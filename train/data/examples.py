@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-from idefics_jax.chat import chat_prompt
 from idefics_jax.data.fields import ImageSource, check_unread_images
 from idefics_jax.data.forms import columns_read, document_of, messages_of, prompt_of
-from idefics_jax.paths import AnyPath
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.prompts import Prompt, Text, join
+from idefics_jax.processing.chat import chat_prompt
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.processing.prompts import Prompt, Text, join
+from idefics_jax.utils.paths import AnyPath
 
 from ..config import DataConfig
 

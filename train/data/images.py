@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from idefics_jax.image_processor import IdeficsImageProcessor
-from idefics_jax.processor import IdeficsProcessor
-from idefics_jax.remote import fetch
+from idefics_jax.processing.image_processor import IdeficsImageProcessor
+from idefics_jax.processing.processor import IdeficsProcessor
+from idefics_jax.utils.remote import fetch
 
 from ..config import DataConfig
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from idefics_jax.processor import IdeficsProcessor, image_mask
+from idefics_jax.processing.processor import IdeficsProcessor, image_mask
 
 from ..config import DataConfig
 from ..data.examples import Example

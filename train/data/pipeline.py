@@ -18,7 +18,7 @@ from absl import flags
 
 from idefics_jax.data.records import check_columns, open_sources
 from idefics_jax.data.sources import Source
-from idefics_jax.processor import IdeficsProcessor
+from idefics_jax.processing.processor import IdeficsProcessor
 
 from ..config import DataConfig
 from ..data.examples import Example, Question, example_of, question_of

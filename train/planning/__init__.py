@@ -5,8 +5,8 @@ import sys
 
 import jax
 
-from idefics_jax.paths import as_path
-from idefics_jax.progress import activity
+from idefics_jax.utils.paths import as_path
+from idefics_jax.utils.progress import activity
 
 from ..config import TrainConfig
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from idefics_jax import IdeficsConfig, IdeficsImageProcessor, IdeficsProcessor
-from idefics_jax.compiler import options
 from idefics_jax.cost import Cost, Memory, chip
 from idefics_jax.cost.pods import compiled, pod_devices
-from idefics_jax.sharding import on_mesh, shapes_on
+from idefics_jax.parallel.hardware import options
+from idefics_jax.parallel.mesh import on_mesh, shapes_on
 
 from ..batches import make_layout
 from ..config import TrainConfig

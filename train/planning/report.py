@@ -3,7 +3,7 @@
 from typing import Any
 
 from idefics_jax.cost import words
-from idefics_jax.cost.chips import GIB
+from idefics_jax.parallel.hardware import GIB
 
 from ..config import RematName
 from ..planning.compiling import Plan

@@ -1,0 +1,1 @@
+"""Attention and rotary embedding as kernels for TPUs and GPUs."""

@@ -1,0 +1,1 @@
+"""Modules of the model: layers, attention, vision tower, resampler and decoder."""

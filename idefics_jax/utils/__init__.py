@@ -1,0 +1,1 @@
+"""Files, streams and checks that every part uses."""
