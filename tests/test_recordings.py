@@ -14,10 +14,10 @@ from tests.reference import record
 @pytest.fixture
 def subject(tmp_path, monkeypatch):
     """A subject that records two arrays, saved in a folder of its own."""
-    module = types.ModuleType("tests.reference_made_up")
+    module = types.ModuleType("tests.reference.made_up")
     arrays = {"tokens": np.arange(6).reshape(2, 3), "logits": np.linspace(-2, 2, 8, dtype=np.float32)}
     module.record = lambda: arrays
-    monkeypatch.setitem(sys.modules, "tests.reference_made_up", module)
+    monkeypatch.setitem(sys.modules, "tests.reference.made_up", module)
     monkeypatch.setattr(record, "subjects", lambda: ["made_up"])
     monkeypatch.setattr(record, "FOLDER", tmp_path)
     record.write("made_up")

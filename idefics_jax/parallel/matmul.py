@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec, get_abstract_mesh, reshard
 from jaxtyping import Array
 
 from idefics_jax.parallel import collectives
-from idefics_jax.parallel.mesh import constrain, platform, reshape, shards, spec
+from idefics_jax.parallel.mesh import constrain, per_shard, platform, reshape, shards, spec
 
 
 def gathered(weight: Array) -> Array:
