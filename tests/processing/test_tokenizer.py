@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from idefics_jax.processing.sentencepiece import read_sentencepiece
 from idefics_jax.processing.tokenizer import IdeficsTokenizer, TextStreamer
 from tests.support.tiny_tokenizer import (
     VOCAB_SIZE,
@@ -45,23 +44,24 @@ METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first
 NEWER_STEPS = {"normalizer": None, "pre_tokenizer": METASPACE}  # what transformers 5 saves
 
 
-def write_llama(folder: Path, form: str) -> Path:
-    """LLaMA's tokenizer in one of its forms, with only the above pieces; the other ids are taken by nonsense."""
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> list[IdeficsTokenizer]:
+    """LLaMA's tokenizer from each of its forms, with only the above pieces; the other ids are taken by nonsense."""
     learnt = [(LLAMA_PIECES.get(id, f"\ue000{id}"), 259.0 - id if id != 29871 else -1e9) for id in range(259, 32000)]
-    folder.mkdir(exist_ok=True)
+    folder = tmp_path_factory.mktemp("llama")
     save_sentencepiece(folder / "tokenizer.model", learnt)
-    if form == "tokenizer.model":
-        (folder / "added_tokens.json").write_text(json.dumps(ADDED))
-        return folder
-    content = read_sentencepiece(folder / "tokenizer.model")
-    (folder / "tokenizer.model").unlink()
-    newer = form == "tokenizer.json of transformers 5"
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": newer, "special": True}
-    content["added_tokens"] += [{"id": id, "content": token, **flags} for token, id in ADDED.items()]
-    if newer:
-        content |= NEWER_STEPS
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return folder
+    (folder / "added_tokens.json").write_text(json.dumps(ADDED))
+    forms = [IdeficsTokenizer.from_pretrained(folder)]
+    forms[0].save_pretrained(folder / "saved")
+    content = json.loads((folder / "saved" / "tokenizer.json").read_text(encoding="utf-8"))
+    controls = [token for token in content["added_tokens"] if token["id"] not in ADDED.values()]
+    for steps in ({}, NEWER_STEPS):
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": bool(steps), "special": True}
+        added = [{"id": id, "content": token, **flags} for token, id in ADDED.items()]
+        converted = tmp_path_factory.mktemp("converted")
+        (converted / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": controls + added} | steps))
+        forms.append(IdeficsTokenizer.from_pretrained(converted))
+    return forms
 
 
 def two_dogs(tokenizer: IdeficsTokenizer) -> list[int]:
@@ -71,15 +71,18 @@ def two_dogs(tokenizer: IdeficsTokenizer) -> list[int]:
     return tokenizer.encode(f"<s>{question} An image of two dogs.\n{question}")
 
 
-@pytest.mark.parametrize("form", ["tokenizer.model", "tokenizer.json", "tokenizer.json of transformers 5"])
-def test_the_two_dogs_prompt_of_the_model_card(tmp_path, form):
-    tokenizer = IdeficsTokenizer.from_pretrained(write_llama(tmp_path / "given", form))
-    assert len(tokenizer) == 32003
-    assert two_dogs(tokenizer) == TWO_DOGS
-    tokenizer.save_pretrained(tmp_path / "saved")
-    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+def test_the_two_dogs_prompt_of_the_model_card(llama, tmp_path):
+    saved = []
+    for number, tokenizer in enumerate(llama):
+        assert len(tokenizer) == 32003
+        assert two_dogs(tokenizer) == TWO_DOGS
+        tokenizer.save_pretrained(tmp_path / str(number))
+        saved.append({path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()})
+    assert saved[0] == saved[1] == saved[2]
+    config = json.loads(saved[0]["tokenizer_config.json"])
     assert (config["legacy"], config["tokenizer_class"]) == (True, "LlamaTokenizer")
-    assert two_dogs(IdeficsTokenizer.from_pretrained(tmp_path / "saved")) == TWO_DOGS
+    tokenizer = IdeficsTokenizer.from_pretrained(tmp_path / "0")
+    assert two_dogs(tokenizer) == TWO_DOGS
     assert tokenizer.decode(TWO_DOGS, skip_special_tokens=True) == (
         "User: Describe this image.\nAssistant: An image of two dogs.\nUser: Describe this image.\nAssistant:"
     )
@@ -87,11 +90,11 @@ def test_the_two_dogs_prompt_of_the_model_card(tmp_path, form):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("legacy", [True, False])
-def test_the_two_dogs_prompt_after_transformers_5_saved_the_tokenizer(tmp_path, legacy):
+def test_the_two_dogs_prompt_after_transformers_5_saved_the_tokenizer(llama, tmp_path, legacy):
     pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
-    IdeficsTokenizer.from_pretrained(write_llama(tmp_path / "given", "tokenizer.model")).save_pretrained(tmp_path / "a")
+    llama[0].save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(tmp_path / "a", legacy=legacy).save_pretrained(tmp_path / "b")
     steps = json.loads((tmp_path / "b" / "tokenizer.json").read_text())["pre_tokenizer"]
     assert steps == METASPACE | {"prepend_scheme": "always" if legacy else "first"}
@@ -316,7 +319,7 @@ def test_streamed_text_is_the_whole_text(tiny, skip):
     cat = [3 + byte for byte in "猫é\n".encode()]
     text = tiny.encode("two é 猫 😀 dogs")
     for choices in [range(VOCAB_SIZE + 3), range(3, 259), [*cat, 2, VOCAB_SIZE, 300, 35, 419], text]:
-        for _ in range(150):
+        for _ in range(60):
             ids = random.choice(list(choices), random.integers(0, 30)).tolist()
             prompt = tiny.encode(str(random.choice(["", "<s>User:", "Assistant: ", "<image> a"])))
             streamer = TextStreamer(tiny, prompt, skip)
