@@ -53,7 +53,8 @@ def inputs(heads=2):
 
 
 @pytest.mark.parametrize(
-    ("segmented", "block"), [(False, 1024), pytest.param(True, 1024, marks=pytest.mark.slow), (True, 256)]
+    ("segmented", "block"),
+    [(True, 256), *(pytest.param(segmented, 1024, marks=pytest.mark.slow) for segmented in (False, True))],
 )
 def test_results_and_gradients_are_those_of_plain_attention(segmented, block, monkeypatch):
     monkeypatch.setattr(idefics_jax.kernels.splash, "BLOCK", block)
@@ -63,7 +64,7 @@ def test_results_and_gradients_are_those_of_plain_attention(segmented, block, mo
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [17, pytest.param(128, marks=pytest.mark.slow), 257])
+@pytest.mark.parametrize("length", [17, *(pytest.param(length, marks=pytest.mark.slow) for length in (128, 257))])
 def test_rows_of_any_length_are_attended_to_in_full(length):
     found = graded(lambda *inputs: flash_attention_to_all(*inputs, interpret=True), *rows(length, head_dim=20))
     for one, other in zip(found, graded(attention, *rows(length, head_dim=20)), strict=True):

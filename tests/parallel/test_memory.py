@@ -26,6 +26,8 @@ from idefics_jax.parallel.memory import (
 )
 from idefics_jax.planning.lowering import lower
 from tests.support.random_checkpoint import save_random_checkpoint
+from train.config import TrainConfig
+from train.starting import check_step_fits
 
 
 def write(root, files):
@@ -182,7 +184,7 @@ def test_what_just_fits_is_loaded(tmp_path, monkeypatch):
     assert model.generate(input_ids=np.full((1, 3), 5), max_new_tokens=1).shape == (1, 4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_the_estimate_is_at_most_what_the_compiler_says(dtype):
     """Of weights wide enough that small temporary values do not matter; and at least half of it."""
     tiny = IdeficsConfig.tiny()
@@ -235,6 +237,19 @@ def test_training_says_what_weights_state_and_gradients_need(tmp_path, capsys, m
         assert part in sentence
 
 
+def test_a_compiled_step_is_weighed(monkeypatch):
+    program = jax.jit(lambda x: (x @ x) @ x).lower(np.ones((1000, 1000), np.float32)).compile()
+    config = TrainConfig(out="", trainable="full", batch_size=8, accumulation=2, remat="none")
+    monkeypatch.setenv(FREE_GB, "0.0079")  # the first product, and the second
+    with pytest.raises(
+        ValueError, match=r"step needs 8.0 MB .*\(--accumulation\), or give --remat full, or give --trainable lora"
+    ):
+        check_step_fits(config, program, None)
+    monkeypatch.setenv(FREE_GB, "0.0081")
+    check_step_fits(config, program, None)
+
+
+@pytest.mark.slow
 def test_a_training_step_that_does_not_fit_is_refused_before_it_runs(tmp_path, capsys, monkeypatch):
     """Where weights, optimizer state and gradients alone would."""
     from tests.support.make_checkpoint import make_checkpoint
