@@ -170,7 +170,7 @@ def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
         ("v5p:2x2x2", {"all-gather", "reduce-scatter"}, 0.98),
         # Nine minutes of one core; v5p's SparseCores do the same.
         pytest.param("v6e:4x4", {"all-gather", "reduce-scatter"}, 0.98, marks=pytest.mark.soak),
-        ("v5e:4x4", {"all-gather", "collective-permute"}, 0.7),
+        pytest.param("v5e:4x4", {"all-gather", "collective-permute"}, 0.7, marks=pytest.mark.soak),
         ("v5e:16x16", {"all-gather", "collective-permute"}, 0.7),
     ],
 )
