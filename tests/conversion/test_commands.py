@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from conversion import cli
-from tests.support.conversion import ROOT, run
+from tests.support.conversion import ROOT
 from tests.support.terminal import read_to_end
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,15 @@ def test_the_examples_are_found():
     assert len(examples(HELP)) == 12
 
 
-@pytest.mark.parametrize("command", [command for command in SHOWN if "gs://" not in command])
+@pytest.mark.parametrize(
+    "command",
+    [
+        # By PyTorch, where that is installed; else test_verify.py's test_logits.
+        pytest.param(command, marks=pytest.mark.slow if "--logits" in command else ())
+        for command in SHOWN
+        if "gs://" not in command
+    ],
+)
 def test_a_shown_command_works(conversion, published, published_orbax, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for name in ("idefics-9b", "idefics-80b", "in", "HuggingFaceM4/idefics-9b", "HuggingFaceM4/idefics-9b-instruct"):
@@ -89,24 +97,18 @@ def test_sizes():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_terminal_shows_progress(large, tmp_path):
+def test_a_terminal_shows_progress(random_checkpoint, tmp_path):
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "conversion", "convert", str(large), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "conversion", "convert", str(random_checkpoint), str(tmp_path / "out")]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)
     shown = read_to_end(ours)
     out, _ = process.communicate()
     assert process.returncode == 0
-    assert "203 tensors" in out
+    assert "141 tensors" in out
     assert b"Writing out" in shown
-    assert re.search(rb"[MG]B/s", shown)
+    assert re.search(rb"[kMG]B/s", shown)
     assert re.search(rb"\d:\d\d:\d\d", shown)
-
-
-def test_several_failures_have_status_one(tmp_path):
-    assert run("inspect", tmp_path, status=1) == (
-        f"conversion: {tmp_path} has no config.json; point to the directory of a checkpoint.\n"
-    )

@@ -40,8 +40,8 @@ def cast(directory, dtype):
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
-        pytest.param(kind, dtype, marks=() if kind == "published" or dtype == ml_dtypes.bfloat16 else pytest.mark.slow)
-        for kind, dtype in product(KINDS, DTYPES)
+        pytest.param(kind, dtype, marks=() if number == place else pytest.mark.slow)
+        for (number, kind), (place, dtype) in product(enumerate(KINDS), enumerate(DTYPES))
     ],
 )
 def test_there_and_back_is_bit_identical(conversion, tmp_path, small_units, kind, dtype):
@@ -90,7 +90,9 @@ def test_the_headless_model(conversion, checkpoint, tmp_path):
     assert_same_bits(read_all(tmp_path / "back"), read_all(source))
 
 
-@pytest.mark.parametrize("asked", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    "asked", ["bfloat16", *(pytest.param(x, marks=pytest.mark.slow) for x in ("float16", "float32"))]
+)
 def test_another_dtype(conversion, checkpoint, tmp_path, asked):
     expected = {name: tensor.astype(asked) for name, tensor in read_all(checkpoint).items()}
     for form in ("orbax", "safetensors"):
@@ -104,7 +106,7 @@ def test_another_dtype(conversion, checkpoint, tmp_path, asked):
 # `.bin`
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_bin_gives_what_safetensors_gives(conversion, checkpoint, tmp_path, shards):
     conversion("convert", checkpoint, tmp_path / "from safetensors")
     expected = as_bin(checkpoint, shards)
@@ -173,8 +175,14 @@ def test_orbax_itself_restores_it_onto_any_mesh(in_small_units, sizes):
         assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
+@pytest.mark.parametrize(
+    ("sizes", "stacked"),
+    [
+        pytest.param(*pair, marks=() if pair in ((None, False), ((2, 2, 2), True)) else pytest.mark.slow)
+        for pair in product((None, (2, 2, 2), (1, 8, 1)), (False, True))
+    ],
+    ids=str,
+)
 def test_from_pretrained_loads_it_in_any_form(meshed, stacked, sizes):
     mesh = sizes and make_mesh(*sizes)
     ours, expected = (
@@ -188,7 +196,7 @@ def test_from_pretrained_loads_it_in_any_form(meshed, stacked, sizes):
 def test_what_orbax_saved_from_a_mesh_converts(conversion, meshed, tmp_path):
     """As training will: written by Orbax, in its own chunks, compressed, every device its shard."""
     source, _ = meshed
-    model = IdeficsForVisionText2Text.from_pretrained(source, mesh=make_mesh(2, 2, 2), stacked=True)
+    model = IdeficsForVisionText2Text.from_pretrained(source, mesh=make_mesh(1, 2, 4), stacked=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "orbax" / "params", nested(model))
     (tmp_path / "orbax" / "config.json").write_bytes((source / "config.json").read_bytes())

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import orbax.checkpoint as ocp
@@ -167,19 +166,20 @@ def test_a_disk_that_is_too_small_is_noticed_first(conversion, checkpoint, tmp_p
 def test_a_disk_that_refuses_in_mid_write(conversion, tmp_path, form):
     """The operating system lets no file grow past some bytes, less than the embedding has, as on a full disk."""
     checkpoint = save_random_checkpoint(tmp_path / "checkpoint", {"vocab_size": 512})
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY)); "
-        "from conversion.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
-    command = ["convert", str(checkpoint), str(tmp_path / "out"), "--to", form]
-    process = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
-    assert process.returncode == 1, process.stderr
-    assert "out.partial could not be written: " in process.stderr
-    assert "File too large" in process.stderr
-    assert process.stderr.strip().endswith("repeat the command with --resume.")
-    assert process.stderr.count("\n") == 1
+    command = ["convert", checkpoint, tmp_path / "out", "--to", form]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert limits[1] == resource.RLIM_INFINITY
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        err = conversion(*command, status=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "out.partial could not be written: " in err
+    assert "File too large" in err
+    assert err.strip().endswith("repeat the command with --resume.")
+    assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert_nothing_loads(tmp_path / "out.partial")
     conversion(*command, "--resume")
