@@ -32,10 +32,11 @@ def recorded():
 
 
 def run(case, folder, *, stacked=False, dtype="float32", **options):
+    """The output, in numpy's arrays: what is picked from those is not compiled."""
     directory = reference_model.checkpoint(case, folder)
     model = IdeficsForVisionText2Text.from_pretrained(directory, stacked=stacked, dtype=dtype)
     batch = inputs(case) | options
-    return model(**batch, interpolate_pos_encoding=case == "interpolated")
+    return jax.device_get(model(**batch, interpolate_pos_encoding=case == "interpolated"))
 
 
 def real(case):
@@ -71,7 +72,7 @@ def test_logits_and_loss(case, stacked, folder, recorded):
     np.testing.assert_allclose(output.loss, recorded[f"{case}: loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
+@pytest.mark.parametrize("stacked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["listed", "stacked"])
 def test_hidden_states_and_attentions_of_every_layer(stacked, folder, recorded):
     case = "published"
     output = run(case, folder, stacked=stacked, output_hidden_states=True, output_attentions=True)
@@ -104,13 +105,15 @@ def test_bfloat16_is_as_close_to_float32_as_pytorchs(folder, recorded):
 
 
 @pytest.mark.parametrize("case", ["published", "no resampler"])
-def test_precomputed_image_states(case, folder):
-    model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint(case, folder), stacked=True)
+def test_precomputed_image_states(case, folder, published):
+    model = published
+    if case != "published":
+        model = IdeficsForVisionText2Text.from_pretrained(reference_model.checkpoint(case, folder), stacked=True)
     batch = inputs(case)
     expected = model(**batch)
     pixels = batch.pop("pixel_values")
     patches = jax.jit(lambda tower, x: tower(x))(model.model.vision, pixels.reshape(-1, *pixels.shape[2:]))
-    patches = patches.reshape(*pixels.shape[:2], *patches.shape[1:])
+    patches = np.asarray(patches).reshape(*pixels.shape[:2], *patches.shape[1:])
     states = {"image_encoder_embeddings": patches}
     np.testing.assert_allclose(model(**batch, **states).logits, expected.logits, atol=1e-5)
     if case == "published":
@@ -123,10 +126,10 @@ def test_precomputed_image_states(case, folder):
 
 def test_inputs_embeds_and_position_ids(published):
     batch = inputs("published")
-    expected = published(**batch).logits
+    expected = np.asarray(published(**batch).logits)
     positions = np.maximum(np.cumsum(batch["attention_mask"], -1) - 1, 0)
-    embeds = published.model.embed(jnp.asarray(batch.pop("input_ids")))
-    ours = published(**batch, inputs_embeds=embeds, position_ids=positions).logits
+    embeds = jax.jit(published.model.embed)(batch.pop("input_ids"))
+    ours = np.asarray(published(**batch, inputs_embeds=embeds, position_ids=positions).logits)
     np.testing.assert_allclose(ours[real("published")], expected[real("published")], atol=1e-5)
 
 
@@ -144,11 +147,11 @@ def test_tokens_before_the_first_image_do_not_feel_it(published):
 
 def test_rows_do_not_feel_each_other(published):
     batch = inputs("published")
-    together = published(**batch).logits
+    together = np.asarray(published(**batch).logits)
     for row in range(3):
         alone = published(**{name: value[row : row + 1] for name, value in batch.items()}).logits
         keep = real("published")[row]
-        np.testing.assert_allclose(alone[0][keep], together[row][keep], atol=1e-5)
+        np.testing.assert_allclose(np.asarray(alone)[0][keep], together[row][keep], atol=1e-5)
 
 
 @pytest.mark.parametrize(("initializer", "alphas"), [("zeros", 0), ("ones", 1)])
@@ -163,17 +166,19 @@ def test_gates_start_where_the_config_says(initializer, alphas):
     np.testing.assert_array_equal(gates(jax.random.key(0)), np.full((2, config.hidden_size), alphas))
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["listed", "stacked"])
+@pytest.mark.parametrize("stacked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["listed", "stacked"])
 def test_closed_gates_leave_a_plain_llama(stacked):
     """With alphas at zero, cross-attention and its MLP change nothing, bit for bit."""
     config = IdeficsConfig.tiny()
     model = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf * ("alpha" not in jax.tree_util.keystr(path)), random_model(config, stacked=stacked)
+        lambda path, leaf: 0 * leaf if "alpha" in jax.tree_util.keystr(path) else leaf,
+        random_model(config, stacked=stacked),
     )
-    ids = jax.random.randint(jax.random.key(1), (2, 8), 3, config.vocab_size)
+    random = np.random.default_rng(1)
+    ids = random.integers(3, config.vocab_size, (2, 8), np.int32)
     size = config.vision_config.image_size
-    pixels = jax.random.normal(jax.random.key(2), (2, 1, size, size, 3))
-    seen = model(ids, pixel_values=pixels, image_attention_mask=jnp.ones((2, 8, 1)))
+    pixels = random.standard_normal((2, 1, size, size, 3), np.float32)
+    seen = model(ids, pixel_values=pixels, image_attention_mask=np.ones((2, 8, 1), np.int32))
 
     @jax.jit
     def llama(model, ids):
@@ -229,8 +234,8 @@ def test_closed_gates_equal_transformers_llama(folder):
 
 
 def test_stacked_programs_do_not_grow_with_depth():
-    def program(depth, stacked):
-        config = dataclasses.replace(IdeficsConfig.tiny(), num_hidden_layers=depth, cross_layer_interval=4)
+    def program(depth, stacked, interval=4):
+        config = dataclasses.replace(IdeficsConfig.tiny(), num_hidden_layers=depth, cross_layer_interval=interval)
         model = IdeficsForVisionText2Text.abstract(config, stacked=stacked)
         size = config.vision_config.image_size
         arguments = {
@@ -241,7 +246,7 @@ def test_stacked_programs_do_not_grow_with_depth():
         return len(jax.jit(lambda model, batch: model(**batch)).lower(model, arguments).as_text().splitlines())
 
     assert program(40, stacked=True) == program(4, stacked=True)
-    assert program(8, stacked=False) > program(4, stacked=False)
+    assert program(2, stacked=False, interval=1) > program(1, stacked=False, interval=1)
 
 
 @pytest.mark.parametrize(
@@ -284,5 +289,5 @@ def test_the_headless_model(published, folder):
     model = IdeficsModel.from_pretrained(folder / "published", stacked=True)
     output = model(**inputs("published"))
     expected = published(**inputs("published")).logits
-    np.testing.assert_allclose(published.logits(output.last_hidden_state), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(published.logits)(output.last_hidden_state), expected, atol=1e-5)
     assert output.logits is None
