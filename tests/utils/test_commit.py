@@ -18,7 +18,7 @@ from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
 from idefics_jax.checkpoints.pretrained import save_checkpoint
 from idefics_jax.utils.commit import check_place, committed, publish, recover
 from idefics_jax.utils.hub import checkpoint_directory
-from tests.support.make_checkpoint import make_checkpoint
+from tests.support.make_checkpoint import SMALL, make_checkpoint
 from tests.support.random_checkpoint import save_random_checkpoint
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "tempfile.mkdtemp"}
@@ -235,7 +235,7 @@ SIZES = {"one file": 10**9, "several": 80_000}
 def models(tmp_path_factory):
     """Two models of different shapes, and each in one file and in several."""
     folder, found = tmp_path_factory.mktemp("models"), []
-    for name, changes in {"old": {}, "new": {"num_hidden_layers": 2}}.items():
+    for name, changes in {"old": SMALL, "new": SMALL | {"num_hidden_layers": 1}}.items():
         model = IdeficsForVisionText2Text.from_pretrained(save_random_checkpoint(folder / "source" / name, changes))
         for form, size in SIZES.items():
             model.save_pretrained(folder / name / form, max_shard_size=size)
@@ -283,7 +283,7 @@ def test_a_save_over_an_older_checkpoint_stopped_at_every_change(tmp_path, kill,
 
 def test_a_model_and_its_processor_appear_together(tmp_path, kill, models):
     _, other, _ = models
-    made = make_checkpoint(tmp_path / "made")
+    made = make_checkpoint(tmp_path / "made", changes=SMALL)
     processor = IdeficsProcessor.from_pretrained(made)
     save_checkpoint(tmp_path / "new", other, processor)
     new, old = all_bytes(tmp_path / "new"), all_bytes(made)
