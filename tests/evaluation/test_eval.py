@@ -1,5 +1,7 @@
 """`idefics-jax eval` from its files to its scores."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -22,6 +24,8 @@ from tests.evaluation.conftest import IMAGES
 from tests.support.commands import check_sentence, two_processes
 
 WORDS = ("cat", "dog", "street", "rain", "sail")
+#: What most runs ask for, so that they share their programs.
+QUICK = ("--num-beams", 1, "--max-new-tokens", 6)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def command(task, *arguments, out, model, files):
         arguments += ["--support", *arguments[arguments.index("--data") + 1 :][: len(given)]]
     arguments = [argument for argument in arguments if argument != "no support"]
     if "--batch-size" not in arguments:
-        arguments += ["--batch-size", "4"]  # so that most runs share their programs
+        arguments += ["--batch-size", "4"]
     return ["eval", task, "--model", str(model), "--out", str(out), "--dtype", "float32", *arguments, *more]
 
 
@@ -114,12 +118,12 @@ VQA_PREFIX = "<s>Instruction: provide an answer to the question. Use the image t
 
 def generated(model, processor, text, images):
     """The answer by the library's own parts, from a prompt's text: three beams of at most 15 tokens."""
-    pixels = processor.image_processor.preprocess([str(image) for image in images])[None]
-    ids = np.array([processor.tokenizer.encode(text)], np.int32)
+    pixels = processor.image_processor.preprocess([str(image) for image in images])
+    ids = np.array([processor.tokenizer.encode(text)] * 4, np.int32)  # four, as the run's batches: with its programs
     seen = np.cumsum(ids == processor.image_token_id, axis=1)
     tokens = model.generate(
         ids,
-        pixel_values=pixels,
+        pixel_values=np.stack([pixels] * 4),
         image_attention_mask=seen[..., None] == np.arange(1, 1 + len(images)),
         num_beams=3,
         max_new_tokens=15,
@@ -132,8 +136,34 @@ def generated(model, processor, text, images):
     return text.strip()
 
 
-def test_vqa(evaluate, model, processor, files):
-    folder, out, err = evaluate("vqa", "--shots", "0,2", "--batch-size", 4)
+@pytest.fixture(scope="module")
+def vqa(base, files, tmp_path_factory):
+    """A run of `eval vqa`: its folder, what it printed, its remarks, and the sizes of the batches it asked."""
+    folder = tmp_path_factory.mktemp("vqa") / "run"
+    arguments = command("vqa", "--shots", "0,2", out=folder, model=base, files=files)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        batches = counted(patch)
+        assert main(arguments) == 0
+    return folder, out.getvalue(), err.getvalue(), batches
+
+
+def counted(patch):
+    """The sizes of the batches that the model answers from now on."""
+    counted = []
+    answered = runner._answered
+
+    def count(*arguments):
+        counted.append(len(arguments[3].queries))
+        return answered(*arguments)
+
+    patch.setattr(runner, "_answered", count)
+    return counted
+
+
+def test_vqa(vqa, model, processor, files):
+    folder, out, err, batches = vqa
+    assert batches == [4] * 6
     asked = read_json(files, "questions.json")["questions"]
     answers = by_id(folder, 0)
     assert answers.keys() == {question["question_id"] for question in asked}
@@ -175,12 +205,12 @@ def test_cider_of_one_image_is_0_and_said_to_be(evaluate):
     folder, _, err = evaluate("captions", *arguments, "--limit", 1)
     assert "CIDEr-D of one image is 0" in err
     assert "CIDEr-D of one image is 0" in (folder / "report.html").read_text(encoding="utf-8")
-    _, _, err = evaluate("captions", *arguments, "--limit", 2, out="two")
+    _, _, err = evaluate("captions", *arguments, "--limit", 4, out="four")
     assert "CIDEr-D of one image" not in err
 
 
 def test_captions(evaluate, files):
-    folder, out, _ = evaluate("captions", "--shots", "1", "--num-beams", 1)
+    folder, out, _ = evaluate("captions", "--shots", "1", *QUICK)
     predictions = read_json(folder, "predictions-1.json")
     assert [prediction["image_id"] for prediction in predictions] == list(range(IMAGES))
     assert all(isinstance(prediction["caption"], str) for prediction in predictions)
@@ -235,7 +265,7 @@ def test_candidates_and_their_auc(evaluate):
 
 def test_free_answers_of_lines_and_templates_of_ones_own(evaluate, files):
     arguments = ("--data", files / "open.jsonl", "--shots", "1", "--example", "<image>{question} {answer}; ")
-    folder, _, _ = evaluate("jsonl", *arguments, "--stop", "e", "--stop", "a", "--num-beams", 1)
+    folder, _, _ = evaluate("jsonl", *arguments, "--stop", "e", "--stop", "a", *QUICK)
     found = by_id(folder, 1)
     assert not any("e" in line["answer"] or "a" in line["answer"] for line in found.values())
     values = [100 * exact_match(found[n + 1]["answer"], [WORDS[n % 5]]) for n in range(IMAGES)]
@@ -245,27 +275,27 @@ def test_free_answers_of_lines_and_templates_of_ones_own(evaluate, files):
 
 
 def test_instruct_checkpoints_get_their_form(evaluate, checkpoints):
-    arguments = ("--zero-shot", "none", "no support", "--limit", 2, "--max-new-tokens", 2, "--num-beams", 1)
+    arguments = ("--zero-shot", "none", "no support", "--limit", 4, *QUICK)
     folder, _, _ = evaluate("captions", *arguments, model=checkpoints(True))
     settings = read_json(folder, "run.json")
     assert settings["--prompt-form"] is None
     assert settings["--example"].startswith("User:<image>Describe the image briefly.<end_of_utterance>")
-    assert len(read_json(folder, "predictions-0.json")) == 2
+    assert len(read_json(folder, "predictions-0.json")) == 4
 
 
 def test_answers_do_not_depend_on_the_batch_or_the_mesh(evaluate):
-    arguments = ("--shots", "1", "--limit", 5, "--max-new-tokens", 6, "--num-beams", 1)
-    alone, _, _ = evaluate("vqa", *arguments, "--batch-size", 1)
-    spread, _, _ = evaluate("vqa", *arguments, "--batch-size", 4, "--mesh", "fsdp=4,tensor=2", out="spread")
+    arguments = ("--shots", "1", "--limit", 5, *QUICK)
+    alone, _, _ = evaluate("vqa", *arguments)
+    spread, _, _ = evaluate("vqa", *arguments, "--batch-size", 5, "--mesh", "fsdp=4,tensor=2", out="spread")
     assert read_json(alone, "predictions-1.json") == read_json(spread, "predictions-1.json")
 
 
 def test_without_annotations_there_are_predictions_alone(evaluate, files):
-    arguments = ("--data", files / "questions.json", "no support", "--zero-shot", "none", "--limit", 2)
-    folder, out, _ = evaluate("vqa", *arguments, "--num-beams", 1)
-    assert len(read_json(folder, "predictions-0.json")) == 2
+    arguments = ("--data", files / "questions.json", "no support", "--zero-shot", "none", "--limit", 4)
+    folder, out, _ = evaluate("vqa", *arguments, *QUICK)
+    assert len(read_json(folder, "predictions-0.json")) == 4
     summary = read_json(folder, "summary.json")
-    assert (summary["main"], summary["results"][0]["scores"], summary["results"][0]["count"]) == (None, {}, 2)
+    assert (summary["main"], summary["results"][0]["scores"], summary["results"][0]["count"]) == (None, {}, 4)
     assert "VQA" not in out
 
 
@@ -275,21 +305,11 @@ def test_without_annotations_there_are_predictions_alone(evaluate, files):
 @pytest.fixture
 def count_batches(monkeypatch):
     """Batches that the model answered."""
-    counted = []
-    answered = runner._answered
-
-    def count(*arguments):
-        counted.append(len(arguments[3].queries))
-        return answered(*arguments)
-
-    monkeypatch.setattr(runner, "_answered", count)
-    return counted
+    return counted(monkeypatch)
 
 
-def test_a_stopped_run_goes_on_to_the_same_answers(evaluate, tmp_path, count_batches):
-    arguments = ("vqa", "--shots", "0,2", "--batch-size", 4)
-    whole, printed, _ = evaluate(*arguments)
-    assert count_batches == [4] * 6
+def test_a_stopped_run_goes_on_to_the_same_answers(vqa, evaluate, tmp_path, count_batches):
+    whole, printed, *_ = vqa
     # As if killed while the second batch's answers were being written.
     shutil.copytree(whole, tmp_path / "stopped")
     for name in ("summary.json", "predictions-0.json", "predictions-2.json", "report.html"):
@@ -297,8 +317,7 @@ def test_a_stopped_run_goes_on_to_the_same_answers(evaluate, tmp_path, count_bat
     path = tmp_path / "stopped" / "answers-2.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:6]) + lines[6][:-20])
-    count_batches.clear()
-    stopped, again, _ = evaluate(*arguments, out="stopped")
+    stopped, again, _ = evaluate("vqa", "--shots", "0,2", out="stopped")
     assert count_batches == [4, 4]  # the one that was cut, as a whole, and the one that was not begun
     assert path.read_bytes().splitlines(keepends=True) == lines
     for name in ("predictions-0.json", "predictions-2.json"):
@@ -306,7 +325,7 @@ def test_a_stopped_run_goes_on_to_the_same_answers(evaluate, tmp_path, count_bat
     assert again == printed
     # And once more, with other numbers of shots: nothing is asked twice.
     count_batches.clear()
-    evaluate("vqa", "--shots", "0,1,2", "--batch-size", 4, out="stopped")
+    evaluate("vqa", "--shots", "0,1,2", out="stopped")
     assert count_batches == [4] * 3
 
 
@@ -336,7 +355,7 @@ def test_a_killed_run_goes_on_to_the_same_answers(evaluate, base, files, tmp_pat
 
 
 def test_another_run_in_the_folder_is_refused(evaluate, files):
-    arguments = ("--limit", 2, "--num-beams", 1, "--max-new-tokens", 2)
+    arguments = ("--limit", 4, *QUICK)
     evaluate("captions", *arguments)
     for more, message in (
         (("--seed", 1), "holds a run with --seed 0, and this one has 1"),
@@ -363,7 +382,7 @@ def test_images_that_cannot_be_read(evaluate, files, tmp_path):
     """They are named and counted, and the others are answered; one is allowed; once it is there, it is asked alone."""
     data = tmp_path / "data"
     shutil.copytree(files, data)
-    arguments = ("--data", data / "open.jsonl", "--zero-shot", "none", "no support", "--num-beams", 1)
+    arguments = ("--data", data / "open.jsonl", "--zero-shot", "none", "no support", *QUICK)
     (data / "3.png").write_bytes(b"nothing")
     folder, out, err = evaluate("jsonl", *arguments, "--max-bad", "0", status=1)
     assert "│ 11 " in out
@@ -387,7 +406,7 @@ def test_much_that_is_missing_ends_the_run_before_it_begins(evaluate, files, tmp
     shutil.copytree(files, data)
     for number in (1, 2):
         (data / f"{number}.png").unlink()
-    arguments = ("--data", data / "open.jsonl", "--zero-shot", "none", "no support", "--num-beams", 1)
+    arguments = ("--data", data / "open.jsonl", "--zero-shot", "none", "no support", *QUICK)
     folder, out, err = evaluate("jsonl", *arguments, status=1)
     check_sentence(
         err, "2 of the 12 examples of --data are bad, the first because: The image .*1.png of 2 is not there"
@@ -404,7 +423,7 @@ def test_a_bad_support_set_is_told_apart(evaluate, files, tmp_path):
     arguments = ("--data", files / "open.jsonl", "--support", tmp_path / "support.jsonl", "--shots", 1)
     *_, err = evaluate("jsonl", *arguments, "--support-images", files, "--max-bad", "0", status=1)
     check_sentence(err, "1 of the 3 examples of --support are bad, the first because: ")
-    arguments += ("--support-images", files, "--num-beams", 1)
+    arguments += ("--support-images", files, *QUICK)
     folder, out, err = evaluate("jsonl", *arguments)
     assert "│ 12 " in out
     assert "1 bad examples" in err

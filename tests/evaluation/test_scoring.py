@@ -68,9 +68,14 @@ def sum_of(logits, row, places):
     return sum(logits[place, token] for place, token in enumerate(row[0, places]))
 
 
-def test_scores_are_those_of_a_plain_forward_pass(model, processor, prompts):
-    found = log_likelihoods(model, inputs_of(processor, prompts), prompts)
-    for one, scores in zip(prompts, found, strict=True):
+@pytest.fixture(scope="module")
+def together(model, processor, prompts):
+    """The scores of the prompts as one batch."""
+    return log_likelihoods(model, inputs_of(processor, prompts), prompts)
+
+
+def test_scores_are_those_of_a_plain_forward_pass(model, processor, prompts, together):
+    for one, scores in zip(prompts, together, strict=True):
         expected = [
             sum_of(
                 model(row, valid, pixel_values=pixels, image_attention_mask=mask).logits,
@@ -89,8 +94,7 @@ def test_images_matter_to_scores(model, processor, photos):
     assert np.abs(one - other).max() > 1e-2
 
 
-def test_one_by_one_gives_the_same(model, processor, prompts):
-    together = log_likelihoods(model, inputs_of(processor, prompts), prompts)
+def test_one_by_one_gives_the_same(model, processor, prompts, together):
     for one, scores in zip(prompts, together, strict=True):
         (alone,) = log_likelihoods(model, inputs_of(processor, [one]), [one])
         np.testing.assert_allclose(alone, scores, rtol=1e-5, atol=1e-4)
@@ -153,25 +157,23 @@ def test_packing_puts_every_token_into_one_place():
     assert all((part.segments > 0).sum(axis=1).max() <= scoring.PACKED for part in packed)
 
 
-def test_scores_are_the_same_on_a_mesh(base, processor, model, prompts):
+def test_scores_are_the_same_on_a_mesh(base, processor, prompts, together):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     spread = IdeficsForVisionText2Text.from_pretrained(base, dtype="float32", mesh=mesh)
-    inputs = inputs_of(processor, prompts)
-    pairs = zip(log_likelihoods(spread, inputs, prompts), log_likelihoods(model, inputs, prompts), strict=True)
-    for found, expected in pairs:
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    found = log_likelihoods(spread, inputs_of(processor, prompts), prompts)
+    for scores, expected in zip(found, together, strict=True):
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.torch
-def test_scores_are_pytorchs(base, model, processor, prompts):
+def test_scores_are_pytorchs(base, processor, prompts, together):
     """As the authors score: the whole text of each candidate goes through the model, and what is common to all is the
     difference between their sum over all its tokens and ours over the candidate's."""
     torch = pytest.importorskip("torch")
     from transformers import IdeficsForVisionText2Text as Reference
 
     reference = Reference.from_pretrained(base, attn_implementation="eager", dtype=torch.float32).eval()
-    found = log_likelihoods(model, inputs_of(processor, prompts), prompts)
-    for one, scores in zip(prompts, found, strict=True):
+    for one, scores in zip(prompts, together, strict=True):
         if not one.images:
             continue
         own, everything = [], []
