@@ -16,6 +16,10 @@ from idefics_jax.utils.compilation_cache import cache_directory
 from tests.support.commands import NEW_TOKENS, PROMPT, change_tensor
 from tests.support.tiny_tokenizer import END_OF_UTTERANCE_ID, FAKE_TOKEN_ID, IMAGE_TOKEN_ID
 
+#: A short prompt, and as many answers to it as an example of `--help` asks for, whose programs these tests take.
+HELLO = {"prompt": ("--prompt", "User:Hello."), "images": []}
+THREE = ("--num-return-sequences", 3)
+
 
 @pytest.fixture(scope="module")
 def answer(checkpoint, images):
@@ -69,7 +73,7 @@ def test_messages(generate, checkpoint, images, tmp_path, monkeypatch, from_stan
 
 
 def test_a_seed_draws_the_same_and_another_something_else(generate):
-    drawn = [generate("--temperature", 1.5, "--seed", seed) for seed in (1, 1, 2)]
+    drawn = [generate("--temperature", 1.5, *THREE, "--seed", seed, **HELLO) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -82,14 +86,16 @@ def test_drawing_from_one_is_greedy(generate, answer):
 
 
 def test_several_answers(generate):
-    arguments = ("--top-p", 0.9, "--min-p", 0.001, "--num-return-sequences", 2)
-    texts = [row["text"] for row in json.loads(generate(*arguments, "--json"))["answers"]]
-    assert len(set(texts)) == 2
-    assert generate(*arguments) == "\n\n".join(texts) + "\n"
+    arguments = ("--top-p", 0.9, "--min-p", 0.001, *THREE)
+    texts = [row["text"] for row in json.loads(generate(*arguments, "--json", **HELLO))["answers"]]
+    assert len(set(texts)) == 3
+    assert generate(*arguments, **HELLO) == "\n\n".join(texts) + "\n"
 
 
 def test_beams_come_best_first_with_their_scores(generate):
-    output = json.loads(generate("--num-beams", 2, "--num-return-sequences", 2, "--length-penalty", 0.5, "--json"))
+    output = json.loads(
+        generate("--num-beams", 2, "--num-return-sequences", 2, "--length-penalty", 0.5, "--json", **HELLO)
+    )
     scores = [row["score"] for row in output["answers"]]
     assert scores == sorted(scores, reverse=True)
     assert len({row["text"] for row in output["answers"]}) == 2

@@ -5,8 +5,9 @@ import pytest
 from tests.support.commands import NEW_TOKENS, PROMPT, check_sentence, two_processes
 
 
-def test_the_answer_is_the_same_on_a_mesh(generate):
-    assert generate("--mesh", "fsdp=2,tensor=4") == generate()
+def test_the_answer_is_the_same_on_a_mesh(generate, images):
+    given = {"prompt": ("--prompt", "User:<image>What is this?"), "images": images[:1]}  # as in an example of --help
+    assert generate("--mesh", "fsdp=2,tensor=4", **given) == generate(**given)
 
 
 @pytest.mark.slow
