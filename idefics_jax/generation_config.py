@@ -258,7 +258,7 @@ SETTINGS = frozenset(each.name for each in fields(GenerationConfig)) - {"others"
 
 
 def settings(own: GenerationConfig, config: Any, given: Mapping[str, Any]) -> GenerationConfig:
-    """What a call of `generate` goes by: every setting that has a default is set.
+    """Return the settings of a call of `generate`: every setting that has a default is set.
 
     Arguments win over `config`, and that over the model's own settings.
 

@@ -23,7 +23,7 @@ from idefics_jax.parallel.mesh import constrain, on_mesh_of, reshape
 
 
 class IdeficsOutput(NamedTuple):
-    """What a forward pass gives.
+    """Output of a forward pass.
 
     Attributes:
         last_hidden_state: `[batch, seq, hidden]` after the last norm.
@@ -78,7 +78,7 @@ class IdeficsModel(Pretrained):
         interpolate_pos_encoding: bool = False,
         remat: Remat = "none",
     ) -> Float[Array, "b i s e"]:
-        """What the decoder sees of each image, from exactly one of pixels, patch states, or resampled latents.
+        """Return the image states that the decoder attends to, from exactly one of pixels, patch states or latents.
 
         Raises:
             ValueError: not exactly one is given, or latents are given to a model without a resampler.
@@ -167,7 +167,7 @@ class IdeficsModel(Pretrained):
         output_attentions: bool = False,
         remat: Remat = "none",
     ) -> IdeficsOutput:
-        """One forward pass, compiled once per combination of shapes.
+        """Run a forward pass, compiled once per combination of shapes.
 
         Args:
             input_ids: token ids; or `inputs_embeds`, their vectors.

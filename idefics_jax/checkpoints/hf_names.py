@@ -20,7 +20,7 @@ STRAY = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|embeddings\.p
 
 
 class Rule(NamedTuple):
-    """One kind of weight: Hugging Face's name, `{}` its layer, and the einops pattern from their axes to ours."""
+    """Mapping of a kind of weight: Hugging Face's name, `{}` its layer, and the einops pattern between the axes."""
 
     theirs: str
     pattern: str
@@ -125,7 +125,7 @@ def _alpha_pattern(config: IdeficsConfig) -> str:
 
 
 class Weight(NamedTuple):
-    """One leaf of a model and the Hugging Face tensors it is made of.
+    """A leaf of a model and the Hugging Face tensors that it is made of.
 
     Attributes:
         path: our path, e.g. `model/decoder/groups/0/layers/1/attention/q/kernel`.
@@ -144,11 +144,11 @@ class Weight(NamedTuple):
     leaf: Any
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        """One Hugging Face tensor in our axes: a view, no data moved."""
+        """Return a Hugging Face tensor in the model's axes: a view, no data moved."""
         return einops.rearrange(tensor, self.pattern, **{k: v for k, v in self.axes.items() if k in self.pattern})
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """One layer's weight in Hugging Face's axes."""
+        """Return a layer's weight in Hugging Face's axes."""
         return einops.rearrange(array, " -> ".join(part.strip() for part in reversed(self.pattern.split("->"))))
 
 

@@ -28,7 +28,7 @@ _CONTEXT = ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
 
 
 class StackedEntry(NamedTuple):
-    """One layer's weight: the array that holds it, which of our weights that is, and its place among the layers."""
+    """A layer's weight: the array that holds it, the weight's path, and its place among the layers."""
 
     file: AnyPath
     array: Any
@@ -37,7 +37,7 @@ class StackedEntry(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the stored elements."""
+        """Dtype of the stored elements."""
         return self.array.dtype.numpy_dtype
 
     @property
@@ -60,7 +60,7 @@ class StackedEntry(NamedTuple):
 
 
 def is_orbax(directory: AnyPath) -> bool:
-    """Whether the directory has weights in Orbax's form."""
+    """Return True if the directory has weights in Orbax's form."""
     return (directory / PARAMS / METADATA).exists()
 
 
@@ -168,7 +168,7 @@ class ArrayWriter:
         return writing
 
     def read(self, path: str, layer: tuple[int, ...]) -> np.ndarray:
-        """What was written there.
+        """Read the layer's weight.
 
         Raises:
             ValueError: nothing was.
@@ -205,7 +205,7 @@ def merge(params: AnyPath, weights: Iterable[hf_names.Weight], databases: int) -
 
 
 def chunk_shape(shape: tuple[int, ...], layers: int, itemsize: int) -> list[int]:
-    """One layer to a chunk and, of a large weight, a part of its first axis, which is one that meshes split."""
+    """Return a chunk of one layer and, of a large weight, of a part of its first axis, which meshes split."""
     chunk = [1] * layers + list(shape[layers:])
     while len(chunk) > layers and int(np.prod(chunk)) * itemsize > CHUNK_BYTES and chunk[layers] % 2 == 0:
         chunk[layers] //= 2

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class Beside:
-    """What belongs to a model and not to its programs: copies share it, and none of it is compiled in.
+    """State of a model that is no part of its programs: copies share it, and none of it is compiled in.
 
     To JAX all of them are equal, so that no change of a setting compiles anything again.
 
@@ -65,7 +65,7 @@ class Beside:
 
 
 class Pretrained(nnx.Module):
-    """What every model class can do with checkpoints."""
+    """Base class of models: random weights, loading and saving."""
 
     config: IdeficsConfig
     _beside: Beside
@@ -351,7 +351,7 @@ def _maker(cls: Any, config: IdeficsConfig, param_dtype: Any, stacked: bool) -> 
 
 
 def _load(weight: hf_names.Weight, tensors: Stored, advance) -> Array:
-    """One leaf on its devices, each reading only the slice that it holds."""
+    """Load a leaf onto its devices, each of which reads only the slice that it holds."""
     leaf, layers = weight.leaf, weight.names.ndim
 
     def read(index: Any) -> np.ndarray:  # a slice per axis
@@ -384,7 +384,7 @@ def _write(model: Any, config: IdeficsConfig, directory: AnyPath, max_shard_size
 
 
 def _whole(weight: hf_names.Weight, at: tuple[int, ...]) -> np.ndarray:
-    """One layer's weight, wherever its parts are."""
+    """Return a layer's whole weight, wherever its parts are."""
     array = weight.leaf[at]
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)

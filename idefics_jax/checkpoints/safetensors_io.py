@@ -30,7 +30,7 @@ OTHERS["BOOL"] = np.dtype(np.bool_)
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies: its file, dtype, shape, first byte, and distances of neighbours (default: C order)."""
+    """Location of a tensor: its file, dtype, shape, first byte and strides (default: C order)."""
 
     file: AnyPath
     dtype: np.dtype
@@ -193,7 +193,7 @@ def write_tensors(
 
 
 def make_header(kinds: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> bytes:
-    """What a safetensors file begins with, given the dtype and shape of each tensor that follows."""
+    """Return the header of a safetensors file with tensors of these dtypes and shapes."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

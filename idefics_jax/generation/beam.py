@@ -41,7 +41,7 @@ class BeamRules(NamedTuple):
 
 
 class BeamState(NamedTuple):
-    """Where the search stands, apart from the cache; `b` prompts of `k` beams, and `bk` both in one axis.
+    """State of the search, apart from the cache; `b` prompts of `k` beams, and `bk` both in one axis.
 
     Attributes:
         running: the beams' tokens, `[b, k, n]`.
@@ -118,7 +118,7 @@ def choose(
     limit: Int[Array, ""],
     candidates: int,
 ) -> tuple[BeamState, Int[Array, "bk"]]:
-    """One step of the search, from the scores of each beam or of each prompt.
+    """Take a step of the search, from the scores of each beam or of each prompt.
 
     Also returns the row that each new beam continues, as `take_rows` takes it. A prompt needs no other: on a mesh every
     device chooses for its own.

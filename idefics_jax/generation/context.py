@@ -1,4 +1,4 @@
-"""What was read and answered so far, so that a conversation's next turn reads only what is new."""
+"""Cache of a conversation, so that its next message reads only what is new."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -19,7 +19,7 @@ from idefics_jax.parallel.mesh import constrain, per_shard, row_specs, spec
 
 
 class DecodeState(NamedTuple):
-    """Where the loop stands, apart from the cache; `b` counts answers: prompts times answers to each.
+    """State of the loop, apart from the cache; `b` counts answers: prompts times answers to each.
 
     Attributes:
         row: each row's number, which its draws depend on.

@@ -24,7 +24,7 @@ NEW_TOKENS = 20  # where no limit is given, as in the reference
 
 
 class GenerationOutput(NamedTuple):
-    """What `generate` gives with `return_dict_in_generate=True`.
+    """Output of `generate` with `return_dict_in_generate=True`.
 
     Attributes:
         sequences: int32 `[prompts * num_return_sequences, seq]`: prompt and answer, padded after the answer's end; the

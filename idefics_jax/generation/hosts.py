@@ -90,7 +90,7 @@ class Hosts:
 
 
 def _own_rows(devices: np.ndarray) -> bool:
-    """Whether every row of a batch is on devices of one process alone, and each process has as many."""
+    """Return True if each row of a batch is on devices of one process, and all processes have as many rows."""
     owners = [{device.process_index for device in row} for row in devices.reshape(-1, devices.shape[-1])]
     counts = Counter(process for row in owners for process in row)
     return all(len(row) == 1 for row in owners) and len(set(counts.values())) == 1

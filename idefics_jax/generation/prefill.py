@@ -1,4 +1,4 @@
-"""Reading a prompt: images through the vision tower, their keys and values and the prompt's into a cache."""
+"""Prefill: images through the vision tower, their keys and values and the prompt's into a cache."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from idefics_jax.parallel.mesh import constrain, reshape, shards, spec
 
 
 def image_states(model: Any, prompts: Prompts, rows: int, slots: int, interpolate: bool) -> Float[Array, "n p e"]:
-    """What the decoder sees of each image, `n = rows * slots`: the images that are seen, row by row, zeros elsewhere.
+    """Return the states of the images that are seen, row by row, `n = rows * slots`, and zeros elsewhere.
 
     An image that no token sees is padding and costs nothing.
     """

@@ -8,7 +8,7 @@ from idefics_jax.config import IdeficsConfig
 
 
 class Prompts(NamedTuple):
-    """What `generate` was asked to read; `b` prompts of `t` tokens and `i` images, padded on any side.
+    """Inputs of `generate`: `b` prompts of `t` tokens and `i` images, padded on any side.
 
     Where several processes generate together, the prompts of all (see `hosts.py`).
 

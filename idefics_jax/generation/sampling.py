@@ -21,7 +21,7 @@ BAD_WORD_LENGTH = 4  # smallest width of the table of bad words
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen and what ends an answer. `v` counts the additional vocabulary too."""
+    """Settings that choose the next token and end an answer. `v` counts the additional vocabulary too."""
 
     temperature: Float[Array, ""]  # scores are divided by it
     top_k: Int[Array, ""]  # only so many of the best scores stay; 0: all
@@ -39,7 +39,7 @@ class Sampling(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the rules need to know of the tokens before."""
+    """History of tokens that the rules need."""
 
     seen: Bool[Array, "b v"]  # tokens that occur in the row, prompt and answer
     recent: Int[Array, "b m"]  # the last tokens, -1 where there was none: `l - 1`, or all where n-grams are looked for
@@ -176,7 +176,7 @@ def _keep_top(scores: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "
 def draw(
     scores: Float[Array, "b v"], row: Int[Array, "b"], new_tokens: Int[Array, ""], seed: UInt[Array, ""]
 ) -> Int[Array, "b"]:
-    """One token per row, by its probability. The randomness is that of the row's number: others do not change it."""
+    """Sample a token per row. The randomness depends on the row's number alone: other rows do not change it."""
     key = jax.random.fold_in(jax.random.key(seed), new_tokens)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row)
     return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)

@@ -22,7 +22,7 @@ KEYS, SCORES = 2048, 2**18
 
 
 def fits_images(tokens: int, keys: int) -> bool:
-    """Whether the kernel can attend with rows of so many tokens to so many keys, on the platform that is traced for."""
+    """Return True if the kernel supports rows of so many tokens and keys on the platform that is traced for."""
     return fits(tokens) and keys <= KEYS
 
 

@@ -22,13 +22,13 @@ BLOCK, SCORES = 1024, 512
 
 
 class Segments(NamedTuple):
-    """Who looks at whom in packed rows, before it is made a mask: at itself and what is earlier, of its own segment."""
+    """Segment ids of packed rows: a token attends to itself and to earlier tokens of its own segment."""
 
     ids: Int[Array, "b t"]
 
 
 def fits(length: int) -> bool:
-    """Whether rows of this length can be attended to by the kernel, on the platform that is traced for."""
+    """Return True if the kernel supports rows of this length on the platform that is traced for."""
     return platform() == "tpu" and length % LANES == 0
 
 

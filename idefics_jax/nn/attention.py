@@ -14,7 +14,7 @@ from idefics_jax.parallel.mesh import constrain, spec
 
 
 class Past(NamedTuple):
-    """What was read before, as a cache keeps it. It is attended to where it lies, never joined with what is new."""
+    """Cached keys and values of earlier tokens, attended to in place, never copied together with the new ones."""
 
     key: Float[Array, "b n h p"]
     value: Float[Array, "b n p h"]

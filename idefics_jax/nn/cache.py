@@ -1,4 +1,4 @@
-"""What a decoder keeps of the tokens and images it has read, so that the next token costs one token's work."""
+"""Key-value cache for incremental decoding."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from idefics_jax.parallel.mesh import constrain, per_shard, spec
 
 
 class KeyValue(NamedTuple):
-    """One layer's buffers, or all layers' where they are stacked: heads before slots, so that each head is a matrix.
+    """Buffers of a layer, or of all layers where they are stacked: heads before slots, so that each head is a matrix.
 
     Keys lie across, so that `query @ key` and `weights @ value` read them as they are: on CPUs a matrix that lies the
     other way is transposed first, as a whole, at every step.

@@ -105,7 +105,7 @@ class CrossAttention(nnx.Module):
 
     @jax.named_scope("cross_attention")
     def keys_values(self, image_states: Float[Array, "b s e"]) -> KeyValue:
-        """What queries meet of the images: the same for every token, so computed once per prompt."""
+        """Return the images' keys and values: the same for every token, so computed once per prompt."""
         key, value = self.k(image_states), self.v(image_states)
         key = key if self.k_norm is None else self.k_norm(key)
         return KeyValue(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
@@ -163,7 +163,7 @@ class GatedCrossAttentionLayer(nnx.Module):
 
 
 class Group(nnx.Module):
-    """One gated cross-attention layer and the LLaMA layers that follow it."""
+    """A gated cross-attention layer and the LLaMA layers that follow it."""
 
     def __init__(self, config: IdeficsConfig, key: Array, stacked: bool):
         cross_key, layers_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""The pieces every tower is made of: linear maps, norms, MLPs, and how a pile of layers is run.
+"""Layers that every tower is made of: linear maps, norms, MLPs, dropout and the vocabulary.
 
 Weights keep their axes apart (`[embed, heads, head_dim]`) so that a sharding over heads shows in their type. Everything
 computes in the dtype of its input, except norms, softmax and rotary angles, which are float32.
@@ -103,7 +103,7 @@ class Dropout(nnx.Module):
 
 
 class Lora(nnx.Module):
-    """What a low-rank adapter adds to a linear map (Hu et al. 2021): `scale * (dropout(x) @ a) @ b`, zero at first.
+    """Low-rank adapter of a linear map (Hu et al. 2021), which adds `scale * (dropout(x) @ a) @ b`, zero at first.
 
     `a` has the map's input axes and the rank, `b` the rank and the map's output axes.
     """

@@ -1,4 +1,4 @@
-"""Who may look at whom. Masks are boolean, True where a query (row) may look at a key (column)."""
+"""Attention masks: boolean, True where a query (row) may attend to a key (column)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), and on TPUs a kernel that turns by them."""
+"""Rotary position embedding (Su et al. 2021)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -92,7 +92,7 @@ class VisionTower(nnx.Module):
         return x
 
     def pooled(self, patch_states: Float[Array, "b p d"]) -> Float[Array, "b d"]:
-        """One vector per image: the normed class token, CLIP's image feature before its projection."""
+        """Return a vector per image: the normed class token, CLIP's image feature before its projection."""
         return self.post_norm(patch_states[:, 0])
 
     def _patches(self, pixels: Float[Array, "b height width c"], interpolate: bool) -> Float[Array, "b p ph pw c"]:

@@ -66,7 +66,7 @@ def sides(devices: int, device: Any = None) -> tuple[int, ...]:
 
 
 def have_sparse_cores() -> bool:
-    """Whether the current mesh's devices do."""
+    """Return True if the devices of the current mesh have SparseCores."""
     device = get_abstract_mesh().abstract_device
     return device is not None and device.device_kind in SPARSE_CORES
 
@@ -125,7 +125,7 @@ def _round_the_ring(x: Array, y: Array, rows: int, axis: int, halved: int, lines
     summed = tuple(range(rows))
 
     def cut(number: int | Array, pieces: int, along: int) -> Array:
-        """One of so many pieces of the operand that has the result's axis `along`."""
+        """Return one of `pieces` of the operand that has the result's axis `along`."""
         operand, along = (x, rows + along) if along < x.ndim - rows else (y, rows + along - (x.ndim - rows))
         size = operand.shape[along] // pieces
         return jax.lax.dynamic_slice_in_dim(operand, number * size, size, along)

@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one JAX device has: a chip, or on tpu7x one of a chip's two cores with half of its memory and links.
+    """A TPU as one JAX device: a chip, or on tpu7x one of its two cores with half of its memory and links.
 
     Attributes:
         name: as topologies are called, such as "v5e".
@@ -44,7 +44,7 @@ class Chip(NamedTuple):
 
     @property
     def hbm_bytes_per_cycle(self) -> float:
-        """What HBM delivers in one cycle."""
+        """Bytes that HBM delivers in one cycle."""
         return self.hbm_bandwidth / self.clock
 
 
@@ -84,7 +84,7 @@ def chip(name: str) -> Chip:
 
 
 class Gpu(NamedTuple):
-    """One GPU by its published numbers.
+    """A GPU by its published numbers.
 
     Attributes:
         kind: as `jax.Device.device_kind` calls it.
@@ -165,7 +165,7 @@ DECODING: dict[str, str | bool] = {
 
 
 def options(chip: str, tokens: int) -> dict[str, str | bool]:
-    """Of a training step in which each device has so many tokens at a time, by a name of `idefics_jax.cost.CHIPS`."""
+    """Return the options of a training step for a chip's name and the tokens that each device has at a time."""
     few = chip == "v5e" and tokens <= _FEW_TOKENS
     return TRAINING.get(chip, {}) | (_FOR_FEW_TOKENS if few else {})
 

@@ -26,7 +26,7 @@ def _whole(stored: PartitionSpec) -> PartitionSpec:
 
 
 def stays(weight: Array, moved: int) -> bool:
-    """Whether a weight that `fsdp` splits is used where it is: what moves instead are `moved` numbers, and fewer."""
+    """Return True if a weight split over `fsdp` stays in place, since fewer numbers, `moved`, would move instead."""
     return not get_abstract_mesh().empty and "fsdp" in jax.typeof(weight).sharding.spec and moved < weight.size
 
 
@@ -71,7 +71,7 @@ def _merged(x: Array, start: int, stop: int) -> Array:
 
 
 def _by_side(weight: Array) -> bool:
-    """Whether a weight's gradient is added up along one side of the devices' grid after the other.
+    """Return True if a weight's gradient is summed along one side of the devices' grid after the other.
 
     `tensor` would lie across the sides.
     """

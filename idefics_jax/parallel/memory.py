@@ -110,7 +110,7 @@ def weight_needs(model: Any, mesh: Mesh | AbstractMesh | None = None) -> dict[st
 
 
 def request_needs(model: Any, mesh: Mesh | AbstractMesh | None, request: Request) -> dict[str, int]:
-    """What a call of `generate` needs beside the weights: caches, scores and, on a CPU, float32 copies.
+    """Return what a call of `generate` needs beside the weights: caches, scores and, on a CPU, float32 copies.
 
     Args:
         model: an `IdeficsForVisionText2Text`, or its shapes.
@@ -137,7 +137,7 @@ def request_needs(model: Any, mesh: Mesh | AbstractMesh | None, request: Request
 
 
 def program_needs(program: jax.stages.Compiled, mesh: Mesh | None) -> dict[str, int]:
-    """What a program that was compiled for CPUs takes beside its arguments, on all of this process's together."""
+    """Return what a program compiled for CPUs needs beside its arguments, on all devices of this process."""
     found = program.memory_analysis()
     assert found is not None, "XLA's compiler for CPUs always says"
     results = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -181,7 +181,7 @@ def _available(meminfo: Path) -> int | None:
 
 
 def _groups(root: Path) -> list[int | None]:
-    """What is left within each control group's limit, of version 1 and 2; page cache can be taken back."""
+    """Return what is left within each control group's limit, of version 1 and 2; page cache can be taken back."""
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where arrays live on a mesh: the only file that names mesh axes.
+"""Meshes, and the layout of arrays on them by logical axes.
 
 Sharding is explicit (`jax.sharding.AxisType.Explicit`): an array's type carries its partition spec, and JAX checks
 every operation against it. Code names *logical* axes; the table below says which mesh axes each one is split over.
@@ -140,13 +140,13 @@ def as_mesh(mesh: AnyMesh | str | Mapping[str, int]) -> AnyMesh | Mesh:
 
 
 def platform() -> str:
-    """Where the program that is being traced will run: "cpu", "gpu" or "tpu"."""
+    """Return the platform that the program being traced will run on: "cpu", "gpu" or "tpu"."""
     device = get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def shapes_on(mesh: Mesh | AbstractMesh | None, function: Callable[..., Any], *args: Any) -> Any:
-    """What `function` gives on a mesh, as `jax.ShapeDtypeStruct`s with shardings: nothing is computed or allocated."""
+    """Return what `function` gives on a mesh as `jax.ShapeDtypeStruct`s with shardings, without computing anything."""
 
     def placed(x: Any) -> jax.ShapeDtypeStruct:
         if mesh is None:

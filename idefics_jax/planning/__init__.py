@@ -1,1 +1,1 @@
-"""What the compiler says of generation on a pod that is not there."""
+"""Plans: generation compiled for pods that are not there."""

@@ -1,4 +1,4 @@
-"""What the TPU compiler says of a call of `generate` on a pod, from any machine: no weight is read, no array made."""
+"""Plan of a call of `generate` on a pod, by the TPU compiler, on any machine: no weight is read, no array made."""
 
 from collections.abc import Sequence
 from math import inf
@@ -12,7 +12,7 @@ from idefics_jax.planning.lowering import lower
 
 
 class Program(NamedTuple):
-    """One of a call's programs.
+    """A program of a call, compiled.
 
     Attributes:
         name: "images", "prefill" or "decode".
@@ -36,12 +36,12 @@ class Program(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of one run, or step; 0 where it does not fit."""
+        """Seconds of a run, or of a step; 0 where the program does not fit."""
         return 0.0 if self.compiled.cost is None else self.compiled.cost.step_seconds
 
 
 class GenerationPlan(NamedTuple):
-    """What the compiler says of a call of `generate`.
+    """Plan of a call of `generate`.
 
     Attributes:
         topology, slices: of the pod.
@@ -70,7 +70,7 @@ class GenerationPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether every program does."""
+        """True if every program fits."""
         return all(program.free >= 0 for program in self.programs)
 
     @property

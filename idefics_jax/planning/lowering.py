@@ -32,7 +32,7 @@ _IMAGE_KEYS = ("/cross/attention/k/", "/cross/attention/v/", "/cross/attention/k
 
 
 class LoweredProgram(NamedTuple):
-    """One of a call's programs.
+    """A program of a call, lowered.
 
     Attributes:
         name: "images", "prefill" or "decode".
@@ -81,7 +81,7 @@ def lower(
     stop_strings: Sequence[str] = (),
     tokenizer: Any = None,
 ) -> LoweredCall:
-    """What `generate` would run on this mesh for these prompts, were they all one process's.
+    """Lower what `generate` would run on this mesh for these prompts, if all were one process's.
 
     Args:
         config: with the dtype of computation, which is the weights' too.
@@ -231,7 +231,7 @@ class _Call(NamedTuple):
 
 
 def _decodes(path: str) -> bool:
-    """Whether decoding uses the weight at this path."""
+    """Return True if decoding uses the weight at this path."""
     return not path.startswith(_VISION) and not any(part in path for part in _IMAGE_KEYS)
 
 
@@ -241,5 +241,5 @@ def _given(tree: Any) -> Any:
 
 
 def _bytes(tree: Any) -> int:
-    """Of arrays on one device."""
+    """Return the bytes of arrays on one device."""
     return sum(prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))

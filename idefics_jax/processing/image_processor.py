@@ -121,7 +121,7 @@ class IdeficsImageProcessor:
         return np.stack(pixels)
 
     def _process(self, image: ImageInput, name: str, table: np.ndarray) -> np.ndarray:
-        """One image's pixels `[height, width, 3]`; `table` `[256, 3]` says what each byte of each channel becomes."""
+        """Return an image's pixels `[height, width, 3]`; `table` `[256, 3]` maps each byte of each channel."""
         if isinstance(image, np.ndarray):
             array = array_to_rgb(image, name)
             if not self.do_resize and array.dtype != np.uint8:
@@ -155,7 +155,7 @@ class IdeficsImageProcessor:
         return to_rgb(load_image(source, self.fetch, self.high_depth), short_name(source))
 
     def _transform(self, image_transform: Callable[[Image.Image], Any], image: ImageInput, name: str) -> np.ndarray:
-        """What the user's transform makes of an image, as `[height, width, 3]` float32."""
+        """Return the result of the user's transform as `[height, width, 3]` float32."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(np.ascontiguousarray(array_to_bytes(array_to_rgb(image, name), name)[0]))
         pixels = np.asarray(image_transform(self._to_pillow(image, name)), dtype=np.float32)

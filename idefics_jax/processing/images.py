@@ -259,7 +259,7 @@ def _decode_base64(data: str, problem: str) -> bytes:
 
 
 def _not_read(content: bytes) -> str:
-    """What a file is that no decoder takes, and the mend."""
+    """Describe a file that no decoder takes, and the mend."""
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
     for signature, kind in OTHERS.items():
         if re.match(signature, start, re.IGNORECASE | re.DOTALL):
@@ -268,13 +268,13 @@ def _not_read(content: bytes) -> str:
 
 
 def short_name(source: str | Path) -> str:
-    """What error messages call an image: its path or URL, without the kilobytes of a `data:` URL."""
+    """Return the name of an image in messages: its path or URL, without the kilobytes of a `data:` URL."""
     name = str(source)
     return name if len(name) <= 200 else f"{name[:40]}... ({len(name):,} characters)"
 
 
 def _origin(source: str | Path) -> str:
-    """Where an image comes from, in warnings that are given once for all images from there."""
+    """Return the origin of an image, for warnings that are given once for all images from there."""
     if isinstance(source, Path) or os.path.isfile(source):
         return f"Images in {Path(source).parent}"
     return f"Images at {source.rpartition('/')[0]}" if URL.fullmatch(source) else "Images in the data"
@@ -289,7 +289,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _damage(error: Exception, size: str = "") -> str:
-    """What is wrong with an image whose decoding raised an error, to go after "The image is"."""
+    """Describe the damage of an image whose decoding raised an error, to go after "The image is"."""
     if isinstance(error, MemoryError):
         return "too large for the memory there is; make it smaller."
     reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

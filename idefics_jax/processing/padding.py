@@ -150,7 +150,7 @@ def as_tensors(arrays: dict[str, np.ndarray], return_tensors: Any) -> dict[str, 
 
 
 def _chosen(name: str, value: Any, values: dict[Any, Any]) -> Any:
-    """What `value` stands for. Numbers are no values, though 1 == True."""
+    """Return what `value` stands for. Numbers are no values, though 1 == True."""
     value = getattr(value, "value", value)  # transformers' strategies are enumerations
     if isinstance(value, bool | np.bool_ | str | None) and value in values:
         return values[value]

@@ -44,7 +44,7 @@ def parse_prompts(text: Any, images: Any) -> list[Prompt]:
 
 
 def join(prompt: Prompt, bos: str, between_texts: str) -> tuple[str, list[ImageInput]]:
-    """What the tokenizer reads for `prompt`, and its images in order; `between_texts` goes between two texts in a row.
+    """Return the tokenizer's text for `prompt`, and its images in order; `between_texts` joins two texts in a row.
 
     Two images in a row share the fake token between them.
     """
@@ -120,7 +120,7 @@ def _paired(text: Any, images: Any) -> list[Prompt]:
 
 
 def _pair(number: int, text: str, entry: Any) -> Prompt:
-    """One text with its image or images."""
+    """Join a text and its image or images."""
     images = [_image(image) for image in (entry if isinstance(entry, list | tuple) else [entry])]
     pieces = [Text(piece.strip(" ")) for piece in IMAGE_MARK.split(text)]
     if len(pieces) == 1:  # as the reference places them

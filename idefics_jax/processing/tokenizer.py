@@ -54,11 +54,11 @@ class IdeficsTokenizer:
         self.truncation_side: Side = config.get("truncation_side") or "right"
 
     def __len__(self) -> int:
-        """How many ids there are, with the added tokens'."""
+        """Return the number of ids, with those of added tokens."""
         return self.tokenizer.get_vocab_size()
 
     def __contains__(self, token: str) -> bool:
-        """Whether `token` is one token of the vocabulary or an added one."""
+        """Return True if `token` is a token of the vocabulary or an added one."""
         return self.tokenizer.token_to_id(token) is not None
 
     def __repr__(self) -> str:
