@@ -105,11 +105,11 @@ class IdeficsModel(Pretrained):
         """A cache for `slots` tokens and `image_slots` patches (or latents) of images per row, none of them read."""
         config = self.config
         heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        piles = config.num_hidden_layers // config.cross_layer_interval, config.cross_layer_interval
+        depths = config.num_hidden_layers // config.cross_layer_interval, config.cross_layer_interval
         stacked = not isinstance(self.decoder.groups, nnx.List)
         return Cache(
-            self_attention=empty_buffers(piles, batch, heads, slots, head_dim, self.dtype, stacked),
-            cross_attention=empty_buffers(piles[:1], batch, heads, image_slots, head_dim, self.dtype, stacked),
+            self_attention=empty_buffers(depths, batch, heads, slots, head_dim, self.dtype, stacked),
+            cross_attention=empty_buffers(depths[:1], batch, heads, image_slots, head_dim, self.dtype, stacked),
             valid=constrain(jnp.zeros((batch, slots), bool), "batch"),
             length=jnp.int32(0),
         )

@@ -184,16 +184,16 @@ def test_closed_gates_leave_a_plain_llama(stacked):
     def llama(model, ids):
         from idefics_jax.nn.masks import causal_mask
         from idefics_jax.nn.rope import rotary_angles
-        from idefics_jax.nn.stack import run
+        from idefics_jax.nn.stack import scan_layers
 
         head_dim = config.hidden_size // config.num_attention_heads
         rope = rotary_angles(jnp.broadcast_to(jnp.arange(8), (2, 8)), head_dim, config.rope_theta)
         mask = causal_mask(jnp.ones((2, 8), bool))
 
         def group_body(x, group):
-            return run(lambda x, layer: (layer(x, rope, mask, None)[0], ()), x, group.layers)
+            return scan_layers(lambda x, layer: (layer(x, rope, mask, None)[0], ()), x, group.layers)
 
-        x, _ = run(group_body, model.model.embed(ids), model.model.decoder.groups)
+        x, _ = scan_layers(group_body, model.model.embed(ids), model.model.decoder.groups)
         return model.logits(model.model.decoder.norm(x))
 
     np.testing.assert_array_equal(seen.logits, llama(model, ids))

@@ -19,7 +19,7 @@ from .optimizer import schedule
 AT_THE_END = 5  # steps in a row, before the last one, that must not all be skipped
 
 
-class Late:
+class LaggedMetrics:
     """Logs each step's metrics when the next step is under way, so that nothing waits for the devices.
 
     Args:

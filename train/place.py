@@ -54,7 +54,7 @@ def check_place(option: str, out: str, checkpoint: bool = False) -> None:
             )
 
 
-class Place:
+class RunDirectory:
     """A run's directory.
 
     Args:

@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .history import STARTS
 from .jsonl import write_whole
 from .metrics import COUNTS, METRICS, PREDICTIONS
-from .place import Place
+from .place import RunDirectory
 from .report_samples import samples
 
 REPORT = "report.html"
@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.report", description="Makes report.html of a run's files.")
     parser.add_argument("run", help="directory of the run, or its URL")
     try:
-        place = Place(parser.parse_args().run)
+        place = RunDirectory(parser.parse_args().run)
         if not place.path.is_dir():
             sys.exit(f"{place.path} is no directory.")
         place.fetch(*FILES)

@@ -30,10 +30,10 @@ from .evaluate import answers, eval_loss, samples
 from .history import check_same, marks, read_starts, write_starts
 from .jsonl import write_whole
 from .kept import load as load_program
-from .late import Late, peak_share
+from .late import LaggedMetrics, peak_share
 from .metrics import COUNTS, Metrics
 from .optimizer import make_optimizer
-from .place import Place, check_place
+from .place import RunDirectory, check_place
 from .planning.compiling import lower
 from .processes import StopRequest, agreed, join, leave, stop_requests
 from .profile import Profile
@@ -41,7 +41,7 @@ from .report import FILES, REPORT, write_report
 from .rows import fitted, look, records_per_row
 from .starting import check_fits, check_step_fits, load, mesh_of, model_config
 from .step import Objective, all_finite, init_state, make_eval_step, make_train_step
-from .watch import DONE, Watch
+from .watch import DONE, Watchdog
 
 SUMMARY = "summary.json"
 
@@ -58,7 +58,7 @@ def run(config: TrainConfig) -> int:
     sources = check_inputs(config)
     join(config.process)
     keep_compiled_programs()
-    watch, place = Watch(config.process.patience), Place(config.out)
+    watch, place = Watchdog(config.process.patience), RunDirectory(config.out)
     with ExitStack() as held:
         with watch:
             if jax.process_index() == 0:
@@ -97,7 +97,7 @@ def check_inputs(config: TrainConfig) -> list[Source]:
 class Trainer:
     """What a run holds while it goes on."""
 
-    def __init__(self, config: TrainConfig, sources: list[Source], place: Place, watch: Watch):
+    def __init__(self, config: TrainConfig, sources: list[Source], place: RunDirectory, watch: Watchdog):
         self.began = time.monotonic()
         self.watch, self.place = watch, place
         self.directory = place.local
@@ -257,9 +257,9 @@ class Trainer:
         """Return what is added up over all starts of the run."""
         return {"packing": vars(self.packing), "seconds": self.seconds_before + time.monotonic() - self.began}
 
-    def _late(self) -> Late:
+    def _late(self) -> LaggedMetrics:
         share = peak_share(self.config, self.model_config, self.template.paths)
-        return Late(self.metrics, self.config, int(self.state.skipped), share)
+        return LaggedMetrics(self.metrics, self.config, int(self.state.skipped), share)
 
     def finish(self) -> None:
         """After the last step: the finished model and the report."""

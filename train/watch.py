@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     moved: float
 
 
-class Watch(AbstractContextManager):
+class Watchdog(AbstractContextManager):
     """Within it, a process that fails ends all processes of the run; of a run that has one, it does nothing.
 
     Args:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from idefics_jax.config import IdeficsConfig
-from idefics_jax.nn.stack import PILES
+from idefics_jax.nn.stack import STACKED
 
 #: Tensors of older checkpoints that hold nothing to load: PyTorch buffers which are recomputed.
 STRAY = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|embeddings\.position_ids$")
@@ -176,7 +176,7 @@ def weight_at(path: str, leaf: Any, config: IdeficsConfig, table: dict[str, Rule
     if kinds[0] not in ("model", "head"):
         kinds = ["model", *kinds]
     rule = table["/".join(kinds)]
-    depth = sum(kind in PILES for kind in kinds)
+    depth = sum(kind in STACKED for kind in kinds)
     indices = [int(part) for part in parts if part.isdigit()]
     stacked = leaf.shape[: depth - len(indices)]
     numbers = _layer_numbers(kinds, config, indices, stacked)

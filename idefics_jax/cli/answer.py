@@ -6,7 +6,7 @@ from typing import Any
 from idefics_jax.processing.tokenizer import IdeficsTokenizer, TextStreamer
 
 
-class AnswerText:
+class StopStringFilter:
     """The text of an answer as its tokens come, without the spaces it begins with, and cut at a stop string.
 
     What `put` and `end` return is text to print; put together it is the same however the tokens fall.
@@ -58,7 +58,7 @@ class AnswerText:
         )
 
 
-class Printer:
+class PrintStreamer:
     """A streamer for `generate` that prints the one answer it gets.
 
     Args:
@@ -74,12 +74,12 @@ class Printer:
         self._tokenizer = tokenizer
         self._stop_strings = stop_strings
         self._on_first_text = on_first_text
-        self._text: AnswerText | None = None
+        self._text: StopStringFilter | None = None
 
     def put(self, tokens: Any) -> None:
         """The prompt `[1, seq]`, then each token `[1]`."""
         if self._text is None:
-            self._text = AnswerText(self._tokenizer, tokens, self._stop_strings)
+            self._text = StopStringFilter(self._tokenizer, tokens, self._stop_strings)
         else:
             self._print(self._text.put(int(tokens[0])))
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from idefics_jax.cli.answer import Printer
+from idefics_jax.cli.answer import PrintStreamer
 from idefics_jax.cli.arguments import CHAT_COMMANDS
 from idefics_jax.cli.errors import describe
 from idefics_jax.cli.loading import check_settings, choosing, fill_in, load_model, load_processor, note
 from idefics_jax.cli.process import interruptible
 from idefics_jax.cli.standard_input import read_lines
-from idefics_jax.generation.context import Context, least_request
+from idefics_jax.generation.context import ConversationCache, least_request
 from idefics_jax.processing.chat import message_parts
 from idefics_jax.processing.images import image_source, short_name
 from idefics_jax.processing.prompts import Text
@@ -45,7 +45,7 @@ class Conversation:
         self.model = load_model(options.model, options.dtype, options.mesh, least_request)
         self.rules = choosing(options, self.processor)
         self.images: list[Image.Image] = []  # for the next message
-        self.context: Context | None = None
+        self.context: ConversationCache | None = None
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -66,7 +66,7 @@ class Conversation:
                 **inputs,
                 **self.rules,
                 cache=self.context,
-                streamer=Printer(self.processor.tokenizer, self.rules["stop_strings"], stop_activity),
+                streamer=PrintStreamer(self.processor.tokenizer, self.rules["stop_strings"], stop_activity),
                 return_dict_in_generate=True,
             )
         self.images, self.context = [], output.cache

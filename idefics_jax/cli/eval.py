@@ -16,7 +16,7 @@ from idefics_jax.cli.loading import load_model, load_processor
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.data.records import say_unread
 from idefics_jax.evaluation.examples import Data, Example, Id, without_missing_images
-from idefics_jax.evaluation.protocol import Protocol
+from idefics_jax.evaluation.protocol import EvalConfig
 from idefics_jax.evaluation.store import Answer, Store
 from idefics_jax.evaluation.tasks import read_data
 from idefics_jax.evaluation.templates import names_in
@@ -97,12 +97,12 @@ def _answer_all(
     support: Data | None,
     same: bool,
     processor: IdeficsProcessor,
-    protocol: Protocol,
+    protocol: EvalConfig,
     store: Store | None,
 ) -> dict[int, dict[Any, Answer]]:
     """All answers by shots; those that are missing are asked for and kept."""
     from idefics_jax.evaluation.runner import Support, ask, everyone_knows
-    from idefics_jax.evaluation.states import ImageStates
+    from idefics_jax.evaluation.states import ImageFeatureCache
 
     model = states = None
     examples = [] if support is None else support.examples
@@ -119,7 +119,7 @@ def _answer_all(
             continue
         if model is None:
             model = load_model(options.model, options.dtype, options.mesh, partial(_request, protocol, data))
-            states = ImageStates(model, processor.image_processor) if options.coordinator is None else None
+            states = ImageFeatureCache(model, processor.image_processor) if options.coordinator is None else None
         if shots and protocol.select == "rices" and query_features is None:
             query_features, features = _features(options, model, processor, data.examples, examples, store)
             shown = shown._replace(features=features)
@@ -145,7 +145,7 @@ def _answer_all(
     return answers
 
 
-def _request(protocol: Protocol, data: Data, config: IdeficsConfig) -> "Request":
+def _request(protocol: EvalConfig, data: Data, config: IdeficsConfig) -> "Request":
     """The least that a batch asks of the model."""
     from idefics_jax.generation.context import least_request
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from idefics_jax.data.text import read_json
 from idefics_jax.evaluation.examples import Data, Example
-from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
+from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, EvalConfig
 from idefics_jax.evaluation.templates import DEFAULTS, TEMPLATES, make_template, own_template
 from idefics_jax.processing.processor import IdeficsProcessor
 from idefics_jax.processing.prompts import FAKE_TOKEN, IMAGE_TOKEN
@@ -21,7 +21,7 @@ NOT_OF_THE_ANSWERS |= {"processes", "process", "remote_images"}
 
 def make_protocol(
     options: argparse.Namespace, data: Data, support: Data | None, processor: IdeficsProcessor
-) -> Protocol:
+) -> EvalConfig:
     """The choices of the command line, with the authors' where it makes none.
 
     Raises:
@@ -41,7 +41,7 @@ def make_protocol(
     ):
         raise ValueError(f"--positive is {options.positive!r}, which is no candidate.")
     bad_words = BAD_WORDS if options.bad_word is None else tuple(word for word in options.bad_word if word)
-    return Protocol(
+    return EvalConfig(
         task=options.task,
         template=make_template(name, form, options.prefix, options.example, stop_words, own),
         names=_names(options, [data] if support is None else [data, support]),
@@ -76,7 +76,7 @@ def _names(options: argparse.Namespace, parts: list[Data]) -> dict[str, str]:
     }
 
 
-def check_shots(options: argparse.Namespace, protocol: Protocol, support: Data | None, same: bool) -> None:
+def check_shots(options: argparse.Namespace, protocol: EvalConfig, support: Data | None, same: bool) -> None:
     """Whether the support set has what the shots need; `same` where the queries are among it.
 
     Raises:
@@ -101,7 +101,7 @@ def check_shots(options: argparse.Namespace, protocol: Protocol, support: Data |
         raise ValueError(f"The support set has no answer to {unanswered[0]}; shots need annotated answers.")
 
 
-def settings(options: argparse.Namespace, protocol: Protocol, data: Data, support: Data | None) -> dict[str, Any]:
+def settings(options: argparse.Namespace, protocol: EvalConfig, data: Data, support: Data | None) -> dict[str, Any]:
     """What a run's answers depend on, named as the options are."""
     chosen = {name: value for name, value in vars(options).items() if name not in NOT_OF_THE_ANSWERS}
     resolved = {name: value for name, value in protocol._asdict().items() if name not in ("names", "template", "mean")}

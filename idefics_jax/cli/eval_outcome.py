@@ -11,7 +11,7 @@ from rich.table import Table
 
 from idefics_jax.cli.loading import note
 from idefics_jax.evaluation.examples import Data, Problem
-from idefics_jax.evaluation.protocol import Protocol
+from idefics_jax.evaluation.protocol import EvalConfig
 from idefics_jax.evaluation.report import write_report
 from idefics_jax.evaluation.results import predictions, score
 from idefics_jax.evaluation.store import Answer, Store, write_json
@@ -37,7 +37,7 @@ def too_many(options: argparse.Namespace, problems: list[Problem], count: int, n
 
 def finish(
     options: argparse.Namespace,
-    protocol: Protocol,
+    protocol: EvalConfig,
     data: Data,
     answers: dict[int, dict[Any, Answer]],
     store: Store,
@@ -99,7 +99,7 @@ def finish(
     return 0
 
 
-def _shown_settings(protocol: Protocol) -> dict[str, Any]:
+def _shown_settings(protocol: EvalConfig) -> dict[str, Any]:
     settings = {name: value for name, value in protocol._asdict().items() if name not in ("names", "template")}
     return settings | protocol.template._asdict()
 

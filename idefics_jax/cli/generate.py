@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from idefics_jax.cli.answer import AnswerText, Printer, Silent
+from idefics_jax.cli.answer import PrintStreamer, Silent, StopStringFilter
 from idefics_jax.cli.devices import joined
 from idefics_jax.cli.loading import check_settings, choosing, draws, fill_in, load_model, load_processor
 from idefics_jax.cli.standard_input import read_all
@@ -53,7 +53,7 @@ def _answer(options: argparse.Namespace, prints: bool) -> None:
     with activity("Generating", visible=prints and sys.stderr.isatty()) as stop_activity:
         streamer = None
         if options.stream:
-            streamer = Printer(processor.tokenizer, options.stop, stop_activity) if prints else Silent()
+            streamer = PrintStreamer(processor.tokenizer, options.stop, stop_activity) if prints else Silent()
         output = model.generate(
             **inputs,
             **rules,
@@ -123,7 +123,7 @@ def make_answer(
     finished = len(tokens) < options.max_new_tokens
     while tokens and tokens[-1] == processor.tokenizer.pad_token_id:  # follows the end of the shorter ones
         tokens.pop()
-    text = AnswerText(processor.tokenizer, prompt, options.stop)
+    text = StopStringFilter(processor.tokenizer, prompt, options.stop)
     content = "".join([text.put(token) for token in tokens]) + text.end()
     finished |= text.stopped or (bool(tokens) and tokens[-1] in eos)
     return {"text": content, "tokens": tokens, "finish_reason": "stop" if finished else "length"}

@@ -9,7 +9,7 @@ SELECT = ("random", "rices")
 TEXT_ONLY_SHOTS = 2  # of the authors' "0-shot"
 
 
-class Protocol(NamedTuple):
+class EvalConfig(NamedTuple):
     """Every choice that an answer depends on, apart from the model and the data.
 
     Attributes:

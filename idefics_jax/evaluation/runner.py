@@ -13,9 +13,9 @@ from jaxtyping import Float
 from idefics_jax.evaluation import shots as selection
 from idefics_jax.evaluation.examples import Example, Id
 from idefics_jax.evaluation.prompting import Images, Prompt, Shot, batch_inputs, make_prompt, read_images
-from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, Protocol
+from idefics_jax.evaluation.protocol import TEXT_ONLY_SHOTS, EvalConfig
 from idefics_jax.evaluation.scoring import log_likelihoods
-from idefics_jax.evaluation.states import ImageStates
+from idefics_jax.evaluation.states import ImageFeatureCache
 from idefics_jax.evaluation.store import Answer
 from idefics_jax.generation_config import DEFAULTS, GenerationConfig
 from idefics_jax.processing.processor import IdeficsProcessor
@@ -55,13 +55,13 @@ class Batch(NamedTuple):
 def ask(
     model: Any,
     processor: IdeficsProcessor,
-    protocol: Protocol,
+    protocol: EvalConfig,
     queries: Sequence[Example],
     support: Support,
     shots: int,
     done: Iterable[Id],
     query_features: Mapping[Id, Float[np.ndarray, "d"]] | None = None,
-    states: ImageStates | None = None,
+    states: ImageFeatureCache | None = None,
 ) -> Iterator[list[Answer]]:
     """The answers to the queries that are not `done`, a batch at a time.
 
@@ -87,13 +87,13 @@ def ask(
 def _planned(
     model: Any,
     processor: IdeficsProcessor,
-    protocol: Protocol,
+    protocol: EvalConfig,
     queries: Sequence[Example],
     support: Support,
     shots: int,
     done: set[Id],
     query_features: Mapping[Id, Float[np.ndarray, "d"]] | None,
-    states: ImageStates | None,
+    states: ImageFeatureCache | None,
 ) -> Iterator[Batch]:
     size = protocol.batch_size
     text_only = shots == 0 and protocol.zero_shot == "text-only"
@@ -135,7 +135,7 @@ def _planned(
 
 
 def _shots(
-    protocol: Protocol,
+    protocol: EvalConfig,
     query: Example,
     support: Support,
     count: int,
@@ -166,7 +166,7 @@ def own_rows(count: int, process: int) -> slice:
 
 
 def _answered(
-    model: Any, processor: IdeficsProcessor, protocol: Protocol, batch: Batch, states: ImageStates | None
+    model: Any, processor: IdeficsProcessor, protocol: EvalConfig, batch: Batch, states: ImageFeatureCache | None
 ) -> list[Answer]:
     rows = own_rows(len(batch.prompts), jax.process_index())
     own = batch.prompts[rows]
@@ -196,7 +196,7 @@ def _answered(
 
 
 def _generated(
-    model: Any, processor: IdeficsProcessor, protocol: Protocol, inputs: dict[str, Any], count: int
+    model: Any, processor: IdeficsProcessor, protocol: EvalConfig, inputs: dict[str, Any], count: int
 ) -> list[np.ndarray]:
     """The new tokens of each of the batch's `count` rows, those of all processes."""
     rules = {

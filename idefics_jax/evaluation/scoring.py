@@ -22,7 +22,7 @@ from idefics_jax.generation.buckets import TOKENS, bucket
 from idefics_jax.generation.context import plan_reading
 from idefics_jax.generation.hosts import Hosts, fetch, place
 from idefics_jax.generation.prompts import check_prompts
-from idefics_jax.generation.run import read
+from idefics_jax.generation.run import prefill_prompts
 from idefics_jax.nn.cache import Cache
 from idefics_jax.parallel.mesh import constrain, mesh_of, on_mesh_of, per_shard, spec
 
@@ -83,7 +83,7 @@ def log_likelihoods(model: Any, inputs: dict[str, Any], prompts: list[Prompt]) -
         # The candidates are not written into the cache, but as many slots must be there.
         columns = bucket(int(lengths.max()), TOKENS)
         reading = plan_reading(shared, None, max(1, bucket(max(widest, 1), TOKENS) - columns))
-        logits, cache = read(model, shared, reading, None, False)
+        logits, cache = prefill_prompts(model, shared, reading, None, False)
         sums = _first_tokens(logits, candidates, len(reading.tokens))
         attends = place(np.ascontiguousarray(reading.image_mask[:, -1]))
         for packed in pack(candidates, lengths, len(reading.tokens)):

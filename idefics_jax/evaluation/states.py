@@ -17,7 +17,7 @@ from idefics_jax.processing.image_processor import IdeficsImageProcessor
 ROOM = 2 * 2**30  # bytes; 13,000 images of the published checkpoints
 
 
-class ImageStates:
+class ImageFeatureCache:
     """The states of images by their path, as many of the last used ones as there is room for.
 
     For one process: several would have to read the same images at the same time.

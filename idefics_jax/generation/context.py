@@ -15,7 +15,7 @@ from idefics_jax.parallel.memory import Request
 from idefics_jax.parallel.mesh import shards
 
 
-class Context(NamedTuple):
+class ConversationCache(NamedTuple):
     """A conversation as the model has it: pass it as `cache` to `generate` with the next turn. It can be used again.
 
     Attributes:
@@ -44,7 +44,7 @@ class Context(NamedTuple):
         return jax.tree.leaves(self.cache.cross_attention)[0].shape[-1] // self.image_mask.shape[1]
 
 
-class Reading(NamedTuple):
+class PrefillInputs(NamedTuple):
     """The arrays that a call reads, in their buckets: `rows` of `t` tokens padded on the left.
 
     Attributes:
@@ -55,7 +55,7 @@ class Reading(NamedTuple):
         new_image_slots: how many images each row of new ones has, unused ones of the bucket included.
         images: image slots in use afterwards.
         length: slots written afterwards.
-        conversations, token_counts: as in `Context`, the prompt's included.
+        conversations, token_counts: as in `ConversationCache`, the prompt's included.
         own: the rows that this process was given.
     """
 
@@ -99,8 +99,11 @@ def patches_per_image(config: IdeficsConfig) -> int:
 
 
 def plan_reading(
-    prompts: Prompts, context: Context | None, new_tokens: int, fit: Callable[[Sizes], Sizes] = lambda sizes: sizes
-) -> Reading:
+    prompts: Prompts,
+    context: ConversationCache | None,
+    new_tokens: int,
+    fit: Callable[[Sizes], Sizes] = lambda sizes: sizes,
+) -> PrefillInputs:
     """Puts prompts into buckets, after what `context` has, with room for `new_tokens` more.
 
     `fit` may enlarge the buckets of a call that begins without a context.
@@ -135,7 +138,7 @@ def plan_reading(
     said = [
         () if prompts.embeds is not None else row[real] for row, real in zip(prompts.tokens, prompts.valid, strict=True)
     ]
-    return Reading(
+    return PrefillInputs(
         tokens=aligned(tokens, valid, rows, columns),
         embeds=None if embeds is None else aligned(embeds, valid, rows, columns),
         embedded=None if embedded is None else aligned(embedded, valid, rows, columns),
@@ -153,7 +156,7 @@ def plan_reading(
     )
 
 
-def _mask_after(context: Context, prompts: Prompts) -> np.ndarray:
+def _mask_after(context: ConversationCache, prompts: Prompts) -> np.ndarray:
     """`[b, 1 + t, i]`: which of the old images and the new ones each token sees, the pending one first.
 
     A token before the turn's first image goes on seeing what the conversation's last token saw.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from idefics_jax.generation.sampling import History, Sampling, draw, restrict, warp
+from idefics_jax.generation.sampling import History, Sampling, restrict, sample, warp
 from idefics_jax.generation.stopping import advance
 from idefics_jax.nn.cache import Cache
 from idefics_jax.parallel.hardware import DECODING
@@ -82,7 +82,7 @@ def _choose(state: DecodeState, logits: Float[Array, "p v"], sampling: Sampling,
         logits = jnp.repeat(logits, len(state.token) // len(logits), axis=0)
     scores = restrict(logits, state.history, state.step, sampling)
     if do_sample:
-        token = draw(warp(scores, sampling), state.row, state.step, sampling.seed)
+        token = sample(warp(scores, sampling), state.row, state.step, sampling.seed)
     else:
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     live = ~state.done

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from idefics_jax.generation.beam import make_beam_rules
-from idefics_jax.generation.context import Context, Reading, patches_per_image, plan_reading
+from idefics_jax.generation.context import ConversationCache, PrefillInputs, patches_per_image, plan_reading
 from idefics_jax.generation.hosts import Hosts
 from idefics_jax.generation.prompts import Prompts, check_prompts
-from idefics_jax.generation.run import answer, read, search
+from idefics_jax.generation.run import answer, prefill_prompts, search
 from idefics_jax.generation.sampling import make_sampling
 from idefics_jax.generation.shapes import shapes_of
 from idefics_jax.generation.stopping import make_stop_table
@@ -35,7 +35,7 @@ class GenerationOutput(NamedTuple):
 
     sequences: np.ndarray
     sequences_scores: np.ndarray | None
-    cache: Context | None
+    cache: ConversationCache | None
 
 
 @no_type_check  # wrong types have their own sentences
@@ -50,7 +50,7 @@ def generate(
     image_attention_mask: Any = None,
     interpolate_pos_encoding: bool = False,
     *,
-    cache: Context | None = None,
+    cache: ConversationCache | None = None,
     generation_config: GenerationConfig | Mapping[str, Any] | None = None,
     max_new_tokens: int | None = None,
     max_length: int | None = None,
@@ -201,7 +201,7 @@ def generate(
         )
         hosts.check(partial(_check_memory, model, reading, max(beams, copies)))
         rules = make_beam_rules(chosen.length_penalty, chosen.early_stopping, reading.room)
-        logits, read_cache = read(model, prompts, reading, cache, interpolate_pos_encoding)
+        logits, read_cache = prefill_prompts(model, prompts, reading, cache, interpolate_pos_encoding)
         if beams > 1:
             fill = pad or (eos or [0])[0]  # the reference's choice, which takes a padding token of 0 for none
             answers, scores = search(model, logits, read_cache, reading, beams, copies, sampling, rules, limit, fill)
@@ -221,7 +221,7 @@ def _parameters(model: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves((model.model.decoder, model.head)))
 
 
-def _check_memory(model: Any, reading: Reading, copies: int) -> None:
+def _check_memory(model: Any, reading: PrefillInputs, copies: int) -> None:
     """Refuses a call whose caches and temporary values are larger than what the loaded weights left free."""
     rows, columns = reading.tokens.shape
     image_slots = reading.image_mask.shape[2] * patches_per_image(model.config)
@@ -230,7 +230,7 @@ def _check_memory(model: Any, reading: Reading, copies: int) -> None:
     check_memory("This call of generate", needs, mesh, model.config.dtype)
 
 
-def _check_cache(prompts: Prompts, cache: Context | None) -> None:
+def _check_cache(prompts: Prompts, cache: ConversationCache | None) -> None:
     conversations = len(prompts.tokens) if cache is None else cache.own.stop - cache.own.start
     if len(prompts.tokens) != conversations:
         raise ValueError(
@@ -239,7 +239,11 @@ def _check_cache(prompts: Prompts, cache: Context | None) -> None:
 
 
 def _limit(
-    prompts: Prompts, cache: Context | None, positions: int, max_new_tokens: int | None, max_length: int | None
+    prompts: Prompts,
+    cache: ConversationCache | None,
+    positions: int,
+    max_new_tokens: int | None,
+    max_length: int | None,
 ) -> int:
     """The most tokens to add."""
     counts = prompts.valid.sum(axis=1) + (0 if cache is None else cache.token_counts)

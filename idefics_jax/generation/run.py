@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from idefics_jax.generation.beam import BeamRules, beam_search, make_beam_state
-from idefics_jax.generation.context import Context, Reading
+from idefics_jax.generation.context import ConversationCache, PrefillInputs
 from idefics_jax.generation.decode import decode, make_state, start
 from idefics_jax.generation.hosts import fetch, place
 from idefics_jax.generation.prefill import expand, image_states, prefill
@@ -17,8 +17,8 @@ from idefics_jax.generation.stopping import state_after
 from idefics_jax.nn.cache import Cache
 
 
-def read(
-    model: Any, prompts: Prompts, reading: Reading, context: Context | None, interpolate: bool
+def prefill_prompts(
+    model: Any, prompts: Prompts, reading: PrefillInputs, context: ConversationCache | None, interpolate: bool
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Reads the prompts; returns the scores of each row's next token, and the cache."""
     states = None
@@ -45,13 +45,13 @@ def answer(
     model: Any,
     logits: Float[Array, "b v"],
     cache: Cache,
-    reading: Reading,
+    reading: PrefillInputs,
     copies: int,
     sampling: Sampling,
     limit: int,
     do_sample: bool,
     streamer: Any,
-) -> tuple[np.ndarray, Context]:
+) -> tuple[np.ndarray, ConversationCache]:
     """Greedy decoding or sampling, `copies` answers to each prompt: `[prompts * copies, new tokens]`, and the context.
 
     The answers are those to this process's own prompts; the context is of all.
@@ -82,7 +82,7 @@ def answer(
     _check_finite(broken[:real], copies)
     answers, counts = answers[:real, :steps], counts[:real]
     said = [row for row in reading.conversations for _ in range(copies)]
-    context = Context(
+    context = ConversationCache(
         cache=cache,
         length=reading.length + int(steps) - 1,
         images=reading.images,
@@ -101,7 +101,7 @@ def search(
     model: Any,
     logits: Float[Array, "b v"],
     cache: Cache,
-    reading: Reading,
+    reading: PrefillInputs,
     beams: int,
     best: int,
     sampling: Sampling,
@@ -129,7 +129,7 @@ def search(
     return answers[own, :best, :longest].reshape(-1, longest), scores[own, :best].reshape(-1)
 
 
-def rows_of(reading: Reading, copies: int, sampling: Sampling) -> tuple[History, np.ndarray, np.ndarray]:
+def rows_of(reading: PrefillInputs, copies: int, sampling: Sampling) -> tuple[History, np.ndarray, np.ndarray]:
     """History, automaton states and visible images of every row before its first new token."""
     rows = [*reading.conversations, *[np.zeros(0, np.int32)] * (len(reading.tokens) - len(reading.conversations))]
     rows = [row for row in rows for _ in range(copies)]

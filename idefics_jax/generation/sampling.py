@@ -173,7 +173,7 @@ def _keep_top(scores: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "
     return jnp.put_along_axis(scores, order, ranked, axis=-1, inplace=False)
 
 
-def draw(
+def sample(
     scores: Float[Array, "b v"], row: Int[Array, "b"], new_tokens: Int[Array, ""], seed: UInt[Array, ""]
 ) -> Int[Array, "b"]:
     """Sample a token per row. The randomness depends on the row's number alone: other rows do not change it."""

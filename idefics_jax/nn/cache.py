@@ -38,15 +38,15 @@ class Cache(NamedTuple):
 
 
 def empty_buffers(
-    piles: tuple[int, ...], batch: int, heads: int, slots: int, head_dim: int, dtype: Any, stacked: bool
+    depths: tuple[int, ...], batch: int, heads: int, slots: int, head_dim: int, dtype: Any, stacked: bool
 ) -> Any:
-    """Zeros for as many layers as `piles` says, `(groups, layers)` or `(groups,)`, in the form of the decoder's own."""
-    if piles and not stacked:
-        return tuple(empty_buffers(piles[1:], batch, heads, slots, head_dim, dtype, stacked) for _ in range(piles[0]))
-    layout = (*[None] * len(piles), "batch", "heads")
+    """Return zeros for `(groups, layers)` or `(groups,)` layers, stacked or unrolled as the decoder's layers are."""
+    if depths and not stacked:
+        return tuple(empty_buffers(depths[1:], batch, heads, slots, head_dim, dtype, stacked) for _ in range(depths[0]))
+    layout = (*[None] * len(depths), "batch", "heads")
     return KeyValue(
-        constrain(jnp.zeros((*piles, batch, heads, head_dim, slots), dtype), *layout),
-        constrain(jnp.zeros((*piles, batch, heads, slots, head_dim), dtype), *layout),
+        constrain(jnp.zeros((*depths, batch, heads, head_dim, slots), dtype), *layout),
+        constrain(jnp.zeros((*depths, batch, heads, slots, head_dim), dtype), *layout),
     )
 
 

@@ -1,6 +1,6 @@
 """The language model: LLaMA layers, with a gated cross-attention layer to the images in front of every few of them.
 
-The decoder is a pile of groups, each one gated cross-attention layer (Alayrac et al. 2022, section 3.1.2) followed by
+The decoder is a stack of groups, each one gated cross-attention layer (Alayrac et al. 2022, section 3.1.2) followed by
 `cross_layer_interval` LLaMA layers.
 """
 
@@ -22,7 +22,7 @@ from idefics_jax.nn.cache import Cache, KeyValue, write
 from idefics_jax.nn.layers import Dropout, GatedMLP, Linear, RMSNorm, constant, normal, parameter
 from idefics_jax.nn.masks import causal_mask, image_mask
 from idefics_jax.nn.rope import Rope, rotary_angles, rotate
-from idefics_jax.nn.stack import Remat, pile, rematerialised, run
+from idefics_jax.nn.stack import Remat, init_layers, rematerialize, scan_layers
 from idefics_jax.parallel.mesh import constrain, reshape
 
 
@@ -168,7 +168,9 @@ class Group(nnx.Module):
     def __init__(self, config: IdeficsConfig, key: Array, stacked: bool):
         cross_key, layers_key = jax.random.split(key)
         self.cross = GatedCrossAttentionLayer(config, cross_key)
-        self.layers = pile(lambda key: DecoderLayer(config, key), layers_key, config.cross_layer_interval, stacked)
+        self.layers = init_layers(
+            lambda key: DecoderLayer(config, key), layers_key, config.cross_layer_interval, stacked
+        )
 
 
 class DecoderOutput(NamedTuple):
@@ -187,12 +189,12 @@ class Decoder(nnx.Module):
     def __init__(self, config: IdeficsConfig, key: Array, stacked: bool = False):
         groups = config.num_hidden_layers // config.cross_layer_interval
         self.config = config
-        self.groups = pile(lambda key: Group(config, key, stacked), key, groups, stacked)
+        self.groups = init_layers(lambda key: Group(config, key, stacked), key, groups, stacked)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def image_keys_values(self, image_states: Float[Array, "b s e"]) -> Any:
-        """Every group's keys and values of the images, piled as the groups are."""
-        _, (images,) = run(
+        """Every group's keys and values of the images, stacked or unrolled as the groups are."""
+        _, (images,) = scan_layers(
             lambda _, group: (None, (group.cross.attention.keys_values(image_states),)), None, self.groups
         )
         return images
@@ -243,10 +245,10 @@ class Decoder(nnx.Module):
             )
 
         def group_body(x, group, images, buffers):
-            x = rematerialised(cross, remat)(x, group.cross, images)
+            x = rematerialize(cross, remat)(x, group.cross, images)
             # Unrolled takes twice as long to compile: only where much is kept, which a scan in a scan copies.
             unroll = remat not in ("full", ("attention",))
-            return run(layer_body, x, group.layers, buffers, remat=remat, unroll=unroll)
+            return scan_layers(layer_body, x, group.layers, buffers, remat=remat, unroll=unroll)
 
         def cross(x, layer, images):
             images = layer.attention.keys_values(image_states) if images is None else images
@@ -256,7 +258,7 @@ class Decoder(nnx.Module):
         image_states = None if cache is not None else images
         extras = (None, None) if cache is None else (cache.cross_attention, cache.self_attention)
         embeds = x
-        x, (new, states, attentions) = run(group_body, constrain(x, "batch"), self.groups, *extras)
+        x, (new, states, attentions) = scan_layers(group_body, constrain(x, "batch"), self.groups, *extras)
         hidden = self.norm(x)
         if cache is not None:
             cache = self._written(cache, new, valid, hidden)
@@ -278,8 +280,8 @@ class Decoder(nnx.Module):
             length=cache.length + valid.shape[1],
         )
 
-    def _per_layer(self, piled: Any) -> tuple[Array, ...]:
+    def _per_layer(self, per_group: Any) -> tuple[Array, ...]:
         """Groups of layers' outputs, listed or stacked, as one tuple over all layers."""
         if isinstance(self.groups, nnx.List):
-            return sum(piled, ())
-        return tuple(piled.reshape(-1, *piled.shape[2:]))
+            return sum(per_group, ())
+        return tuple(per_group.reshape(-1, *per_group.shape[2:]))

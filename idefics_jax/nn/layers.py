@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from idefics_jax.parallel.matmul import looked_up, product
+from idefics_jax.parallel.matmul import embedding_lookup, sharded_matmul
 from idefics_jax.parallel.mesh import constrain, parameter_spec, shards
 
 #: Of a polynomial of odd powers, from the first on, whose tanh is the normal distribution's share below a number less
@@ -127,10 +127,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """`[..., *inputs] -> [..., *outputs]`, in `x`'s dtype."""
         contracted = tuple(range(self.contracted))
-        y = product(x, self.kernel[...].astype(x.dtype), contracted, *self.output_axes)
+        y = sharded_matmul(x, self.kernel[...].astype(x.dtype), contracted, *self.output_axes)
         if self.lora is not None:
-            low = product(self.lora.dropout(x), self.lora.a[...].astype(x.dtype), contracted, None)
-            y = y + self.lora.scale * product(low, self.lora.b[...].astype(x.dtype), (0,), *self.output_axes)
+            low = sharded_matmul(self.lora.dropout(x), self.lora.a[...].astype(x.dtype), contracted, None)
+            y = y + self.lora.scale * sharded_matmul(low, self.lora.b[...].astype(x.dtype), (0,), *self.output_axes)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -220,13 +220,15 @@ class Vocabulary(nnx.Module):
         """Vectors of token ids, in `dtype`."""
         table = self.table[...]
         if self.additional is None:
-            return looked_up(table, input_ids).astype(dtype)
-        common = looked_up(table, jnp.minimum(input_ids, len(table) - 1))
-        extra = looked_up(self.additional[...], jnp.maximum(input_ids - len(table), 0))
+            return embedding_lookup(table, input_ids).astype(dtype)
+        common = embedding_lookup(table, jnp.minimum(input_ids, len(table) - 1))
+        extra = embedding_lookup(self.additional[...], jnp.maximum(input_ids - len(table), 0))
         return jnp.where((input_ids < len(table))[..., None], common, extra).astype(dtype)
 
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 scores of every token, the additional ones last."""
-        scores = [product(x, table.astype(x.dtype), (1,), axis, dtype=jnp.float32) for table, axis in self.tables]
+        scores = [
+            sharded_matmul(x, table.astype(x.dtype), (1,), axis, dtype=jnp.float32) for table, axis in self.tables
+        ]
         return jnp.concatenate([constrain(score, "batch") for score in scores], axis=-1)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.nn.attention import attention
 from idefics_jax.nn.layers import MLP, LayerNorm, Linear, normal, parameter
-from idefics_jax.nn.stack import Remat, pile, run
+from idefics_jax.nn.stack import Remat, init_layers, scan_layers
 from idefics_jax.parallel.mesh import constrain
 
 LAYER_NORM_EPS = 1e-5  # not in the config: PyTorch's default, which the reference uses here
@@ -67,12 +67,16 @@ class PerceiverResampler(nnx.Module):
         self.latents = parameter(
             (perceiver.resampler_n_latents, embed), (None, None), normal(latents_key, 1 / math.sqrt(embed))
         )
-        self.layers = pile(lambda key: ResamplerLayer(config, key), layers_key, perceiver.resampler_depth, stacked)
+        self.layers = init_layers(
+            lambda key: ResamplerLayer(config, key), layers_key, perceiver.resampler_depth, stacked
+        )
         self.norm = LayerNorm(embed, LAYER_NORM_EPS)
 
     @jax.named_scope("resampler")
     def __call__(self, context: Float[Array, "b p d"], remat: Remat = "none") -> Float[Array, "b r d"]:
         latents = jnp.broadcast_to(self.latents[...].astype(context.dtype), (context.shape[0], *self.latents.shape))
         latents = constrain(latents, "batch")
-        latents, _ = run(lambda latents, layer: (layer(latents, context), ()), latents, self.layers, remat=remat)
+        latents, _ = scan_layers(
+            lambda latents, layer: (layer(latents, context), ()), latents, self.layers, remat=remat
+        )
         return self.norm(latents)

@@ -11,8 +11,8 @@ from idefics_jax.kernels.cudnn import keeps_result
 from idefics_jax.kernels.splash import SAVED
 from idefics_jax.nn.layers import Dropout
 
-#: Attributes that are piles of layers.
-PILES = ("layers", "groups")
+#: Attributes that are stacked or unrolled layers.
+STACKED = ("layers", "groups")
 
 
 class Submodule(NamedTuple):
@@ -24,9 +24,9 @@ class Submodule(NamedTuple):
     layers: tuple[int, ...]
 
 
-def pile(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) -> Any:
+def init_layers(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) -> Any:
     """`depth` layers made by `make(key)`: stacked into one whose weights have a leading `depth` axis, or a list."""
-    layers = jax.vmap(make)(jax.random.split(key, depth))  # traced and compiled once for any depth
+    layers = jax.vmap(make)(jax.random.split(key, depth))  # traced and comstacked once for any depth
     if stacked:
         return layers
 
@@ -48,7 +48,7 @@ KEEPABLE = ("query", "key", "value", SAVED, "out", "gate", "up", "dropout")
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]
 
 
-def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """`function`, of which the backward pass computes again what `remat` does not keep.
 
     Raises:
@@ -73,7 +73,7 @@ def rematerialised(function: Callable[..., Any], remat: Remat) -> Callable[..., 
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
-def run(
+def scan_layers(
     body: Callable[..., tuple[Any, tuple]],
     carry: Any,
     layers: Any,
@@ -81,18 +81,18 @@ def run(
     remat: Remat = "none",
     unroll: bool = False,
 ) -> tuple[Any, tuple]:
-    """`carry, outputs = body(carry, layer, *its_extras)` through a pile: the last carry, and each output piled.
+    """`carry, outputs = body(carry, layer, *its_extras)` through all layers: the last carry, and the outputs of each.
 
-    A stacked pile is scanned, so that the compiled program does not grow with depth (for training). A list is looped
-    over, so that each layer's weights and caches are buffers of their own (for generation). Extras and outputs come in
-    the same form: stacked along a leading axis, or a tuple with one entry per layer; None stands for "none".
+    Stacked layers are scanned, so that the compiled program does not grow with depth (for training). Unrolled layers
+    are looped over, so that each layer's weights and caches are buffers of their own (for generation). Extras and
+    outputs come in the same form: stacked along a leading axis, or a tuple with an entry per layer; None is "none".
 
     Args:
         remat: what a layer's backward pass computes again.
-        unroll: for a short pile in each layer of another: it becomes one turn of its scan. Scans in a scan copy weights
+        unroll: for few layers in each layer of another scan: they become one step of it. Scans in a scan copy weights
             and what the backward pass needs from the one's buffers to the other's, a tenth of a step.
     """
-    body = rematerialised(body, remat)
+    body = rematerialize(body, remat)
     if not isinstance(layers, nnx.List):
         return jax.lax.scan(lambda carry, layer: body(carry, *layer), carry, (layers, *extras), unroll=unroll)
     per_layer = []
@@ -112,8 +112,8 @@ def submodules(module: nnx.Module, path: str = "", layers: tuple[int, ...] = ())
             for index, one in enumerate(value):
                 yield from submodules(one, f"{path}/{name}/{index}".lstrip("/"), layers)
         elif isinstance(value, nnx.Module):
-            piled = (*layers, jax.tree.leaves(value)[0].shape[len(layers)]) if name in PILES else layers
-            yield from submodules(value, f"{path}/{name}".lstrip("/"), piled)
+            stacked = (*layers, jax.tree.leaves(value)[0].shape[len(layers)]) if name in STACKED else layers
+            yield from submodules(value, f"{path}/{name}".lstrip("/"), stacked)
 
 
 def with_dropout_keys(model: Any, key: Array) -> Any:

@@ -10,7 +10,7 @@ from idefics_jax.config import IdeficsVisionConfig
 from idefics_jax.kernels.splash import flash_attention_to_all
 from idefics_jax.nn.attention import attention
 from idefics_jax.nn.layers import MLP, LayerNorm, Linear, normal, parameter
-from idefics_jax.nn.stack import Remat, pile, run
+from idefics_jax.nn.stack import Remat, init_layers, scan_layers
 from idefics_jax.parallel.mesh import constrain, platform, reshape
 
 
@@ -67,7 +67,7 @@ class VisionTower(nnx.Module):
         )
         self.position_embedding = parameter((positions, embed), (None, None), normal(position_key, std))
         self.pre_norm = LayerNorm(embed, config.layer_norm_eps)
-        self.layers = pile(lambda key: VisionLayer(config, key), layers_key, config.num_hidden_layers, stacked)
+        self.layers = init_layers(lambda key: VisionLayer(config, key), layers_key, config.num_hidden_layers, stacked)
         self.post_norm = LayerNorm(embed, config.layer_norm_eps)
 
     @jax.named_scope("vision")
@@ -88,7 +88,7 @@ class VisionTower(nnx.Module):
         )
         x = jnp.concatenate([constrain(class_token, "batch"), patches], axis=1)
         x = x + self._positions(pixel_values.shape[1], pixel_values.shape[2]).astype(x.dtype)
-        x, _ = run(lambda x, layer: (layer(x), ()), self.pre_norm(x), self.layers, remat=remat)
+        x, _ = scan_layers(lambda x, layer: (layer(x), ()), self.pre_norm(x), self.layers, remat=remat)
         return x
 
     def pooled(self, patch_states: Float[Array, "b p d"]) -> Float[Array, "b d"]:

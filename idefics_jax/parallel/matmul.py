@@ -30,7 +30,9 @@ def stays(weight: Array, moved: int) -> bool:
     return not get_abstract_mesh().empty and "fsdp" in jax.typeof(weight).sharding.spec and moved < weight.size
 
 
-def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: str | None, dtype: Any = None) -> Array:
+def sharded_matmul(
+    x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: str | None, dtype: Any = None
+) -> Array:
     """`x`'s last axes times the `contracted` ones of a weight, of which the others are then the result's last axes.
 
     Both the weight and the rows of `x` are split over `fsdp`, so one of them must move: the weight is gathered; or it
@@ -45,7 +47,7 @@ def product(x: Array, weight: Array, contracted: tuple[int, ...], *output_axes: 
     results = math.prod(x.shape[:leading]) * math.prod(weight.shape[axis] for axis in kept)
     if weight.ndim > 2 and (len(contracted) > 1 or x.size + results < weight.size) and kept[0] == len(contracted):
         matrix = _merged(_merged(weight, kept[0], weight.ndim), 0, kept[0])
-        y = product(_merged(x, leading, x.ndim), matrix, (0,), output_axes[0], dtype=dtype)
+        y = sharded_matmul(_merged(x, leading, x.ndim), matrix, (0,), output_axes[0], dtype=dtype)
         sizes = (*x.shape[:leading], *(weight.shape[axis] for axis in kept))
         return reshape(y, sizes, "batch", *between, *output_axes)
     dimensions = ((tuple(range(leading, x.ndim)), contracted), ((), ()))
@@ -96,7 +98,7 @@ def _gathered_product(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product_by_side(x: Array, weight: Array, contracted: tuple[int, ...], layout: PartitionSpec | None) -> Array:
-    """As `product`, of a gathered weight whose gradient is added up `_by_side`."""
+    """As `sharded_matmul`, of a gathered weight whose gradient is added up `_by_side`."""
     return _gathered_product(x, weight, contracted, layout)
 
 
@@ -135,8 +137,8 @@ def _gathered_by_side(weight: Array) -> Array:
     return jax.shard_map(gather, in_specs=stored, out_specs=_whole(stored), check_vma=False)(weight)
 
 
-def looked_up(table: Array, index: Array) -> Array:
-    """Rows `[b, t, d]` of a table `[v, d]`; as in `product`, either the table moves over `fsdp` or the rows do."""
+def embedding_lookup(table: Array, index: Array) -> Array:
+    """Return rows `[b, t, d]` of a table `[v, d]`; as in `sharded_matmul`, it moves over `fsdp`, or the rows do."""
     layout = spec("batch", None, None)
     if index.size == 1 and shards("vocab") > 1 and jax.typeof(table).sharding.spec[0] is not None:
         return _look_up_one(table, index)

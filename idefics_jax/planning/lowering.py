@@ -15,7 +15,7 @@ from idefics_jax.checkpoints.hf_names import path_of
 from idefics_jax.config import IdeficsConfig
 from idefics_jax.cost.flops import StepFlops, flops_by_part
 from idefics_jax.generation.buckets import chunks
-from idefics_jax.generation.context import Reading, plan_reading
+from idefics_jax.generation.context import PrefillInputs, plan_reading
 from idefics_jax.generation.decode import _decode, make_state
 from idefics_jax.generation.prefill import _read_images, expand, image_shape, prefill
 from idefics_jax.generation.prompts import Prompts, check_prompts
@@ -143,7 +143,7 @@ class _Call(NamedTuple):
     mesh: Mesh
     prompts: Prompts
     sampling: Sampling
-    reading: Reading
+    reading: PrefillInputs
     copies: int
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsProcessor
-from idefics_jax.cli.answer import AnswerText
+from idefics_jax.cli.answer import StopStringFilter
 from idefics_jax.cli.arguments import make_parser
 from idefics_jax.cli.chat import Conversation
 from idefics_jax.cli.loading import load_model
@@ -155,7 +155,7 @@ def test_text_is_cut_at_a_stop_string_however_the_tokens_fall(checkpoint):
         (["\nUser: Who", "dogs?"], said.strip(" ")),
         (["two dogs", "of tw"], "An image "),
     ]:
-        text = AnswerText(tokenizer, [1, *tokenizer.encode("Assistant:")], stops)
+        text = StopStringFilter(tokenizer, [1, *tokenizer.encode("Assistant:")], stops)
         pieces = [text.put(token) for token in [*tokenizer.encode(said), END_OF_UTTERANCE_ID]]
         assert "".join(pieces) + text.end() == wanted
         assert len([piece for piece in pieces if piece]) > 2, "it comes in pieces"

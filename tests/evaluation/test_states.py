@@ -7,7 +7,7 @@ from idefics_jax import IdeficsForVisionText2Text
 from idefics_jax.evaluation import states as module
 from idefics_jax.evaluation.prompting import Images, Prompt, batch_inputs, read_images
 from idefics_jax.evaluation.scoring import log_likelihoods
-from idefics_jax.evaluation.states import ImageStates
+from idefics_jax.evaluation.states import ImageFeatureCache
 from tests.evaluation.conftest import SMALL
 from tests.support.random_checkpoint import save_random_checkpoint
 
@@ -45,7 +45,7 @@ def test_states_score_as_pixels_do(resampler, model, without_resampler, processo
     text = "<fake_token_around_image><image><fake_token_around_image>Look." * 2
     tokens = tuple(processor.tokenizer.encode(text))
     prompts = [Prompt(tokens, (paths[first], paths[2]), ((5, 300), (300, 301, 302)), (), False) for first in range(2)]
-    states = ImageStates(model, processor.image_processor).read(paths[:3], NOTHING)
+    states = ImageFeatureCache(model, processor.image_processor).read(paths[:3], NOTHING)
     pixels = read_images(processor.image_processor, paths[:3])
     images_are = "perceiver_embeddings" if resampler else "image_encoder_embeddings"
     found = log_likelihoods(model, batch_inputs(processor, prompts, states.arrays, images_are), prompts)
@@ -55,7 +55,7 @@ def test_states_score_as_pixels_do(resampler, model, without_resampler, processo
 
 
 def test_an_image_is_read_once(model, processor, paths, encoded):
-    states = ImageStates(model, processor.image_processor)
+    states = ImageFeatureCache(model, processor.image_processor)
     assert states.missing([*paths[:3], paths[0]]) == paths[:3]
     first = states.read(paths[:3], read_images(processor.image_processor, paths[:3]))
     assert states.missing(paths[:5]) == paths[3:5]
@@ -66,8 +66,10 @@ def test_an_image_is_read_once(model, processor, paths, encoded):
 
 
 def test_the_longest_unused_go_when_there_is_no_room(model, processor, paths):
-    size = next(iter(ImageStates(model, processor.image_processor).read(paths[:1], NOTHING).arrays.values())).nbytes
-    states = ImageStates(model, processor.image_processor, room=3 * size)
+    size = next(
+        iter(ImageFeatureCache(model, processor.image_processor).read(paths[:1], NOTHING).arrays.values())
+    ).nbytes
+    states = ImageFeatureCache(model, processor.image_processor, room=3 * size)
     states.read(paths[:3], NOTHING)
     states.read(paths[:1], NOTHING)
     states.read(paths[3:4], NOTHING)
@@ -79,7 +81,7 @@ def test_the_longest_unused_go_when_there_is_no_room(model, processor, paths):
 def test_what_cannot_be_read_is_told_each_time(model, processor, paths, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
-    states = ImageStates(model, processor.image_processor)
+    states = ImageFeatureCache(model, processor.image_processor)
     for _ in range(2):
         found = states.read([paths[0], str(broken)], NOTHING)
         assert found.errors.keys() == {str(broken)}

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from idefics_jax.generation.buckets import bucket, chunks
-from idefics_jax.generation.sampling import draw, make_history, make_sampling, restrict, warp
+from idefics_jax.generation.sampling import make_history, make_sampling, restrict, sample, warp
 from idefics_jax.generation.stopping import advance, make_stop_table, state_after, token_bytes
 from tests.reference import record
 from tests.reference.generation import EOS, SAMPLING, random_scores, reference_scores
@@ -70,7 +70,7 @@ def test_settings_share_one_program():
 
 
 def drawn(scores, step, seed):
-    return np.asarray(jax.jit(draw)(scores, np.arange(len(scores)), np.int32(step), np.uint32(seed)))
+    return np.asarray(jax.jit(sample)(scores, np.arange(len(scores)), np.int32(step), np.uint32(seed)))
 
 
 def test_draws_follow_the_probabilities():

@@ -17,7 +17,7 @@ from idefics_jax import POCKET, IdeficsConfig, IdeficsForVisionText2Text, make_m
 from idefics_jax.checkpoints import hf_names
 from idefics_jax.nn.layers import Dropout
 from idefics_jax.parallel.collectives import ring, sides, tiled
-from idefics_jax.parallel.matmul import looked_up, product
+from idefics_jax.parallel.matmul import embedding_lookup, sharded_matmul
 from idefics_jax.parallel.mesh import MESH_AXES, constrain, mesh_of, on_mesh, spec
 
 GOLDEN = Path(__file__).parents[1] / "reference" / "idefics_80b_parameters.txt"
@@ -303,7 +303,7 @@ def test_a_ring_visits_every_device_of_a_line_and_never_goes_far(devices):
 
 @pytest.mark.parametrize("rows", [16, 3])  # split over `tensor`, and whole
 def test_one_row_is_looked_up_as_without_a_mesh(rows):
-    mesh, look_up = make_mesh(1, 1, 8), jax.jit(looked_up)
+    mesh, look_up = make_mesh(1, 1, 8), jax.jit(embedding_lookup)
     table = np.random.default_rng(0).standard_normal((rows, 4), np.float32)
     table[0] = np.nan  # what other rows hold does not matter
     with on_mesh(mesh):
@@ -311,7 +311,9 @@ def test_one_row_is_looked_up_as_without_a_mesh(rows):
         for number in range(1, rows):
             row = look_up(split, constrain(jnp.full((1, 1), number), "batch"))
             np.testing.assert_array_equal(row[0, 0], table[number])
-        gradient = jax.jit(jax.grad(lambda table: looked_up(table, constrain(jnp.full((1, 1), 2), "batch")).sum()))
+        gradient = jax.jit(
+            jax.grad(lambda table: embedding_lookup(table, constrain(jnp.full((1, 1), 2), "batch")).sum())
+        )
         np.testing.assert_array_equal(gradient(split), (np.arange(rows) == 2)[:, None] * np.ones(4))
 
 
@@ -346,7 +348,7 @@ def test_gradients_that_are_added_up_side_by_side_are_those_of_one_device(
     output = [None if axis == "embed" else axis for axis in axes[len(contracted) :]]
 
     def loss(x, weight):
-        return jnp.sum(jnp.sin(product(x, weight, contracted, *output)))
+        return jnp.sum(jnp.sin(sharded_matmul(x, weight, contracted, *output)))
 
     expected = jax.grad(loss, (0, 1))(x, weight)
     if dimensions == 3:  # CPUs count as a TPU of two dimensions without SparseCores

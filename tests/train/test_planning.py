@@ -18,7 +18,7 @@ from idefics_jax.kernels.splash import segments
 from idefics_jax.nn.decoder import DecoderLayer
 from idefics_jax.nn.layers import GatedMLP
 from idefics_jax.nn.rope import rotary_angles
-from idefics_jax.nn.stack import pile, run
+from idefics_jax.nn.stack import init_layers, scan_layers
 from idefics_jax.parallel.hardware import TRAINING, options
 from idefics_jax.parallel.mesh import on_mesh, shapes_on, spec
 from train.cli import main
@@ -145,7 +145,7 @@ def test_devices_exchange_weights_and_gradients_and_nothing_else(step_of_a_pod):
 
 
 @pytest.mark.slow
-def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
+def test_no_device_has_all_of_a_stack_of_layers(step_of_a_pod):
     text, model = step_of_a_pod
     program = parse(text)
     there = {
@@ -154,13 +154,13 @@ def test_no_device_has_all_of_a_pile_of_layers(step_of_a_pod):
         for instruction in computation.instructions
         for array in arrays(instruction.shape)
     }
-    piles = {
+    stacks = {
         hf_names.path_of(keys): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(model)
         if "/layers/" in hf_names.path_of(keys) and hf_names.path_of(keys).endswith("kernel")
     }
-    assert len(piles) > 15
-    assert [path for path, shape in piles.items() if tuple(shape) in there] == []
+    assert len(stacks) > 15
+    assert [path for path, shape in stacks.items() if tuple(shape) in there] == []
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds
 
     def loss(layers, x):
         body = lambda x, layer: (x + layer(x), ())  # noqa: E731
-        return jnp.sum(run(body, x, nnx.merge(graph, layers), remat="full")[0])
+        return jnp.sum(scan_layers(body, x, nnx.merge(graph, layers), remat="full")[0])
 
     with on_mesh(mesh.abstract_mesh):
         layout = NamedSharding(mesh, spec("batch", None, None))
@@ -197,7 +197,7 @@ def test_weights_and_gradients_are_exchanged_while_chips_compute(topology, kinds
 
 
 def _mlps(key):
-    return pile(lambda key: GatedMLP(key, 8192, 2816, "silu", std=0.02), key, 4, stacked=True)
+    return init_layers(lambda key: GatedMLP(key, 8192, 2816, "silu", std=0.02), key, 4, stacked=True)
 
 
 @pytest.mark.slow
@@ -208,13 +208,13 @@ def test_frozen_weights_of_all_layers_are_not_turned_round_at_once():
     config = IdeficsConfig(hidden_size=1024, num_attention_heads=8, intermediate_size=1024)
 
     def layers(key):
-        return pile(lambda key: DecoderLayer(config, key), key, 8, stacked=True)
+        return init_layers(lambda key: DecoderLayer(config, key), key, 8, stacked=True)
 
     def loss(x, state):
         positions = reshard(jnp.broadcast_to(jnp.arange(1024), x.shape[:2]), spec("batch"))
         rope, mask = rotary_angles(positions, 128, 1e4), segments(positions >= 0, None)
         body = lambda x, layer: (layer(x, rope, mask, None)[0], ())  # noqa: E731
-        return jnp.sum(run(body, x, nnx.merge(graph, state), remat="full")[0])
+        return jnp.sum(scan_layers(body, x, nnx.merge(graph, state), remat="full")[0])
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: layers(jax.random.key(0))))
     state = shapes_on(mesh, lambda key: nnx.state(layers(key)), jax.random.key(0))

@@ -15,7 +15,7 @@ from idefics_jax.nn.decoder import DecoderLayer
 from idefics_jax.nn.layers import Vocabulary
 from idefics_jax.nn.loss import IGNORED, next_token_loss
 from idefics_jax.nn.rope import rotary_angles
-from idefics_jax.nn.stack import KEEPABLE, rematerialised
+from idefics_jax.nn.stack import KEEPABLE, rematerialize
 from idefics_jax.parallel.mesh import constrain, make_mesh, on_mesh
 from tests.support.small_runs import CONFIG, by_path, make_batch, make_rows, noting_gradients, start
 from tests.support.tiny_tokenizer import IMAGE_TOKEN_ID
@@ -171,7 +171,7 @@ def test_whatever_a_layer_computes_twice_its_gradients_are_the_same():
     remats = ["none", "dots", ("query", "key", "value", "out", "gate", "up"), ("up",)]
 
     def loss(layer, x, remat):
-        return jnp.sum(jnp.square(rematerialised(lambda layer, x: layer(x, rope, None, None)[0], remat)(layer, x)))
+        return jnp.sum(jnp.square(rematerialize(lambda layer, x: layer(x, rope, None, None)[0], remat)(layer, x)))
 
     gradients = jax.jit(lambda *given: [jax.grad(loss, argnums=(0, 1))(*given, remat) for remat in remats])
     expected, *others = gradients(layer, x)
@@ -183,7 +183,7 @@ def test_whatever_a_layer_computes_twice_its_gradients_are_the_same():
 def test_what_is_kept_has_a_known_name():
     assert get_args(KeptName) == KEEPABLE
     with pytest.raises(ValueError, match=r"query, key, value.*not \('key', 'keys'\)"):
-        rematerialised(lambda x: x, ("key", "keys"))
+        rematerialize(lambda x: x, ("key", "keys"))
 
 
 def test_with_segment_masks_packed_documents_are_as_if_alone(logits):
