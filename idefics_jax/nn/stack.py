@@ -26,7 +26,7 @@ class Submodule(NamedTuple):
 
 def init_layers(make: Callable[[Array], Any], key: Array, depth: int, stacked: bool) -> Any:
     """`depth` layers made by `make(key)`: stacked into one whose weights have a leading `depth` axis, or a list."""
-    layers = jax.vmap(make)(jax.random.split(key, depth))  # traced and comstacked once for any depth
+    layers = jax.vmap(make)(jax.random.split(key, depth))  # traced and compiled once for any depth
     if stacked:
         return layers
 
