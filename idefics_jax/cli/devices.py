@@ -2,14 +2,15 @@
 
 import argparse
 import os
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from idefics_jax.cli.process import tell
+from idefics_jax.cli.roll_call import Place, answer_roll, call_roll, serve
 
 WAITING = 300  # seconds for the other processes, by default
 SILENT = 5  # seconds of them without a word
@@ -45,7 +46,7 @@ def join(
         timeout: seconds to wait for the others.
 
     Raises:
-        ValueError: the options are not complete.
+        ValueError: the options are not complete, or do not go with those of another process.
         OSError: the first process cannot use its port.
         RuntimeError: the others did not come in time.
     """
@@ -67,37 +68,26 @@ def join(
         raise ValueError(f"{where} HOST:PORT needs {how_many} and {which}.")
     if not 0 <= index < count:
         raise ValueError(f"{which} is {index}; it counts from 0 to {count - 1}.")
+    place = Place(coordinator, count, index, names)
     if index == 0:
-        _check_port(coordinator, where)
+        meet = partial(call_roll, serve(place), place)
         others = "process 1" if count == 2 else f"processes 1 to {count - 1}"
         awaited = f"{others}, which this process awaits at {coordinator}"
     else:
+        meet = partial(answer_roll, place)
         awaited = f"process 0 at {coordinator}"
-    _initialize(awaited, timeout, coordinator_address=coordinator, num_processes=count, process_id=index)
+    _initialize(awaited, timeout, meet, coordinator_address=coordinator, num_processes=count, process_id=index)
 
 
-def _check_port(coordinator: str, name: str) -> None:
-    """Check that this process can serve at the coordinator's port; JAX would crash."""
-    port = int(coordinator.rpartition(":")[2])
-    dual = socket.has_dualstack_ipv6()
-    try:
-        socket.create_server(
-            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
-        ).close()
-    except OSError as error:
-        raise OSError(
-            f"{name} {coordinator}: port {port} is not free here ({error.strerror}); choose another."
-        ) from error
-
-
-def _initialize(awaited: str, timeout: int, **arguments: Any) -> None:
-    """Run `jax.distributed.initialize` in a thread: it waits in C++, deaf to interrupts, and ends in an abort."""
+def _initialize(awaited: str, timeout: int, meet: Callable[[], None] = lambda: None, **arguments: Any) -> None:
+    """Run `meet`, then `jax.distributed.initialize` in a thread: it waits in C++, deaf to interrupts, and aborts."""
     import jax
 
     failed: list[Exception] = []
 
     def work() -> None:
         try:
+            meet()
             jax.distributed.initialize(**arguments, initialization_timeout=timeout + 3600)
         except Exception as error:
             failed.append(error)
@@ -110,8 +100,8 @@ def _initialize(awaited: str, timeout: int, **arguments: Any) -> None:
         thread.join(max(timeout - SILENT, 0))
     if thread.is_alive():
         raise RuntimeError(
-            f"Waited {timeout} seconds for {awaited}: start the same command on every host, check that they reach that "
-            "address, or wait longer (the coordinator's timeout)."
+            f"Waited {timeout} seconds for {awaited}: start the same command on every host, each with its own number, "
+            "check that they reach that address, or wait longer (the coordinator's timeout)."
         )
     if failed:
         raise failed[0]
