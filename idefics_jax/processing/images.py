@@ -33,6 +33,9 @@ BASE64_HEAD = re.compile(
     r"[/_]9j[/_]|iVBORw0KGgo|R0lGODdh|R0lGODlh|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AAAA..Z0eXB|AAAADGpQICA"
 )
 MAX_REMARKS = 1000  # chunks of a PNG beside its pixels: Pillow takes 13 microseconds for each
+# Bytes of a PPM in ASCII, or of a long header: Pillow takes up to 1.5 microseconds for each of their numbers and bytes.
+MAX_SLOW_PPM = 4 * 2**20
+PPM_HEADER = re.compile(rb"P[14]S\d+S\d+\s|P[^14]\w*S\d+S\d+S[-+.\w]+\s".replace(b"S", rb"(?:\s|#[^\r\n]*[\r\n])+"))
 MAX_PATH = 4096  # characters
 LONG = 1000  # characters without a space that are no text
 # Pillow's formats that are read, and the endings of their files. All are decoded in this process: PostScript is left
@@ -138,6 +141,23 @@ def _decode(content: bytes) -> Image.Image:
         return image if upright is None else image.transpose(upright)
 
 
+def _check_ppm(content: bytes, name: str) -> None:
+    """Refuse a PPM, PGM, PBM or PFM, whole or not, that Pillow would read for more than some seconds.
+
+    Raises:
+        ValueError: it has too many bytes for its form, or too many comments, each of which moves all that follows.
+    """
+    if re.match(rb"P[0-6fy]", content) is None:
+        return
+    plain, long = re.match(rb"P[123][\s#]", content) is not None, PPM_HEADER.match(content[:4096]) is None
+    comments = content.count(b"#") if plain else 0
+    if (plain or long) and (len(content) > MAX_SLOW_PPM or comments > MAX_REMARKS):
+        raise ValueError(
+            f"{name} is a PPM {'in ASCII' if plain else 'of a long header'} of {len(content):,} bytes and {comments:,} "
+            f"comments, more than the {MAX_SLOW_PPM:,} and {MAX_REMARKS:,} that are read; convert it to PNG."
+        )
+
+
 def _png_pixels(content: bytes) -> tuple[list[memoryview], int]:
     """The parts of a PNG that its pixels and its orientation need, and the number of its other chunks."""
     parts, remarks, at, view = [memoryview(content[:8])], 0, 8, memoryview(content)
@@ -187,6 +207,7 @@ def load_image(source: str | Path, fetch: Fetch | None = fetch, high_depth: High
     """
     name = short_name(source)
     content = read_bytes(source, name, fetch)
+    _check_ppm(content, name)
     try:
         image = to_eight_bits(_decode_whole(content), high_depth, _origin(source))
         return image if image.mode == "RGB" else image.convert("RGB")  # a large image is not copied for nothing

@@ -134,6 +134,23 @@ CASES = [
     case("huge PNG", r"x\.png is too large to be read safely", huge_png),
     case("huge QOI", LARGE, b"qoif" + struct.pack(">IIBB", 13_000, 13_000, 3, 0) + b"\xfd" * 3_000_000, "x.qoi"),
     case("huge plain PPM", LARGE, b"P3 13000 13000 255\n" + b"1 " * 1_000_000, "x.ppm"),
+    case(
+        "long plain PPM, cut off",
+        r"x\.ppm is a PPM in ASCII of 5,000,017 bytes and 0 comments, more than .*; convert it to PNG\.$",
+        b"P3 2500 2500 255\n" + b"1 " * 2_500_000,
+        "x.ppm",
+    ),
+    case(
+        "plain PGM of comments",
+        r"x\.png is a PPM in ASCII of 1,000,015 bytes and 500,000 comments, more than",
+        b"P2 1000 10 255\n" + b"#\n" * 500_000,
+    ),
+    case(
+        "binary PPM of a long header",
+        r"x\.ppm is a PPM of a long header of 10,000,013 bytes",
+        b"P6 #" + b"a" * 10**7 + b"\n2 2 255\n",
+        "x.ppm",
+    ),
     Case(
         "base64 of no image",
         asked("data:image/png;base64,QUJD"),

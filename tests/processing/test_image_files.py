@@ -117,6 +117,23 @@ def test_whatever_a_decoder_raises_is_a_sentence(tmp_path):
                 assert "\n" not in problem
 
 
+@pytest.mark.parametrize("magic", [b"P1", b"P2", b"P3"])
+def test_a_plain_image_is_read_as_the_binary_one(tmp_path, magic):
+    grey = NOISE[..., :1] // 128 if magic == b"P1" else NOISE[..., :1]
+    numbers = NOISE if magic == b"P3" else grey
+    largest = b"" if magic == b"P1" else b"255\n"
+    body = b" ".join(b"%d" % number for number in numbers.flat)
+    (tmp_path / "x").write_bytes(magic + b"\n# a comment\n12 8\n" + largest + b"# another\n" + body + b"\n")
+    expected = np.broadcast_to(255 * (1 - numbers) if magic == b"P1" else numbers, NOISE.shape)
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "x")), expected)
+
+
+@pytest.mark.parametrize("header", [b"P6 1200 1200 255\n", b"P6\n# a comment\n1200\n#\n1200 255\n"])
+def test_a_large_binary_image_is_read(tmp_path, header):
+    (tmp_path / "x").write_bytes(header + bytes(3 * 1200 * 1200))
+    assert load_image(tmp_path / "x").size == (1200, 1200)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP"])
 def test_only_the_first_frame_is_read(tmp_path, kind):
     frames = [Image.new("RGB", (4, 4), (number % 256, number // 256, 9)) for number in range(300)]
