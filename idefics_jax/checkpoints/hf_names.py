@@ -4,6 +4,7 @@ One table says, per kind of weight, where it stands in our modules, what Hugging
 two relate. Read left to right it saves, right to left it loads.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -169,16 +170,19 @@ def weight_at(path: str, leaf: Any, config: IdeficsConfig, table: dict[str, Rule
 
     Raises:
         KeyError: no model of this config has a leaf there.
-        ValueError: the leaf has too many axes for it, or too few.
+        ValueError: the leaf has too many axes or layers for it, or too few axes.
     """
     parts = path.split("/")
     kinds = [part for part in parts if not part.isdigit()]
-    if kinds[0] not in ("model", "head"):
+    if kinds[:1] not in (["model"], ["head"]):
         kinds = ["model", *kinds]
     rule = table["/".join(kinds)]
     depth = sum(kind in STACKED for kind in kinds)
     indices = [int(part) for part in parts if part.isdigit()]
     stacked = leaf.shape[: depth - len(indices)]
+    layers, most = math.prod(stacked), _most_layers(config)
+    if layers > most:  # before they have names
+        raise ValueError(f"it has {layers:,} layers, and the config {most:,}")
     numbers = _layer_numbers(kinds, config, indices, stacked)
     names = np.vectorize(rule.theirs.format, otypes=[object])(numbers)
     letters = rule.pattern.split("->")[1].split()
@@ -189,6 +193,13 @@ def weight_at(path: str, leaf: Any, config: IdeficsConfig, table: dict[str, Rule
 def by_number(name: str) -> list[Any]:
     """A key that sorts names by the numbers in them: layer 2 before layer 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _most_layers(config: IdeficsConfig) -> int:
+    """The layers of the part that has the most."""
+    return max(
+        config.num_hidden_layers, config.vision_config.num_hidden_layers, config.perceiver_config.resampler_depth
+    )
 
 
 def _layer_numbers(kinds: list[str], config: IdeficsConfig, indices: list[int], stacked: tuple[int, ...]) -> np.ndarray:

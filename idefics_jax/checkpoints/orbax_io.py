@@ -6,6 +6,7 @@ interface cannot: a weight of one layer at a time.
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -96,6 +97,7 @@ def find_arrays(directory: AnyPath, config: IdeficsConfig) -> dict[str, StackedE
     for path, future in opening.items():
         try:
             array = future.result()
+            _check_chunks(array)
             weight = hf_names.weight_at(path, array, config, table)
         except KeyError as error:
             raise ValueError(f"Unknown in {params}: {path}; its config.json is not of this model.") from error
@@ -106,6 +108,17 @@ def find_arrays(directory: AnyPath, config: IdeficsConfig) -> dict[str, StackedE
     if not any(path.startswith("model/") for path in opening):  # an `IdeficsModel` alone
         entries = {name.removeprefix("model."): entry for name, entry in entries.items()}
     return dict(sorted(entries.items(), key=lambda item: hf_names.by_number(item[0])))
+
+
+def _check_chunks(array: Any) -> None:
+    """Refuse chunks that are larger than their array: memory is taken for a whole chunk, whatever part is read.
+
+    Raises:
+        ValueError: they are.
+    """
+    shape, chunk = array.shape, array.chunk_layout.read_chunk.shape
+    if any(size > most for size, most in zip(chunk, shape, strict=True)):
+        raise ValueError(f"its shape is {tuple(shape)}, and its chunks are {tuple(chunk)}")
 
 
 class ArrayWriter:
@@ -214,7 +227,7 @@ def chunk_shape(shape: tuple[int, ...], layers: int, itemsize: int) -> list[int]
 
 def one_line(error: BaseException) -> str:
     """The first words of TensorStore's long messages."""
-    return str(error).splitlines()[0].split(" [source locations")[0].rstrip(".")
+    return re.split(r" \[(?:source locations|tensorstore_spec)", str(error).splitlines()[0])[0].rstrip(".")
 
 
 def _database(directory: AnyPath, write: bool = False) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorstore as ts
 from safetensors.numpy import load_file, save_file
 
+from idefics_jax.checkpoints.orbax_io import _CONTEXT, _database
 from tests.support.conversion import as_bin, change_config, contents
 from tests.support.torch_archive import save_archive
 
@@ -180,7 +182,40 @@ def database(directory):
     return sorted((directory / "params").glob("ocdbt.process_*/d/*"), key=lambda file: file.stat().st_size)[-1]
 
 
+LAYERS, NORM = "model/decoder/groups/layers/mlp/up/kernel", "model/decoder/norm/scale"
+
+
+def change_array(directory, path, to=None, **changes):
+    """Changes the metadata of an Orbax directory's array, or that of a copy of its metadata."""
+    arrays = ts.KvStore.open(_database(directory / "params", write=True), context=_CONTEXT).result()
+    before, after = (f"{'.'.join(name.split('/'))}/.zarray" for name in (path, path if to is None else to))
+    arrays.write(after, json.dumps(json.loads(arrays[before]) | changes)).result()
+
+
+def array(path, **changes):
+    return lambda directory: change_array(directory, path, **changes)
+
+
+def called(*keys):
+    """Says that an Orbax directory has nothing but an array of such a name."""
+
+    def change(directory):
+        change_array(directory, NORM, to="/".join(keys))
+        leaf = {"key_metadata": [{"key": key, "key_type": 2} for key in keys]}
+        (directory / "params" / "_METADATA").write_text(json.dumps({"tree_metadata": {"x": leaf}}))
+
+    return change
+
+
 ORBAX_CASES = {
+    "a trillion layers": (array(LAYERS, shape=[10**12, 1, 32, 64]), "missing or damaged: it has 1,000,000,000,000 lay"),
+    "a trillion elements": (array(NORM, shape=[10**12]), "has shape"),
+    "a chunk of a trillion": (array(NORM, chunks=[10**12]), "missing or damaged: its shape is .* its chunks are"),
+    "shape and chunk of a trillion": (array(NORM, chunks=[10**12], shape=[10**12]), "has shape"),
+    "sizes that are too large": (array(NORM, shape=[10**30]), "missing or damaged"),
+    "sizes below zero": (array(NORM, shape=[-5]), "missing or damaged"),
+    "a number for a name": (called("7"), "Unknown in .*params: 7"),
+    "a number without end": (called("decoder", "norm", "9" * 5000, "scale"), "missing or damaged: Exceeds"),
     "no description": (lambda d: (d / "params" / "_METADATA").write_text("{}"), "_METADATA does not describe arrays"),
     "no database": (lambda d: (d / "params" / "manifest.ocdbt").unlink(), "in .*params is missing or damaged"),
     "data missing": (lambda d: database(d).unlink(), "in .*params cannot be read"),
