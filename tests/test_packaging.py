@@ -1,10 +1,12 @@
 """What a user installs: the wheel holds the library alone, needs what it declares, and never imports torch."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -47,6 +49,46 @@ def test_the_wheel_declares_its_command_and_extras_and_no_torch(wheel):
         required
     )
     assert "Requires-Python: <3.15,>=3.11" in read("METADATA")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Gives a run of the installed command, in a new environment that has this one's packages but not the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, wheel.filename], check=True)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    packages = [path for path in sys.path if path.endswith("site-packages")]  # whose own .pth files do not count there
+    (site / "packages.pth").write_text("\n".join(packages) + "\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments):
+        command = [python.with_name("idefics-jax"), *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = subprocess.run(
+        [python, "-c", "import idefics_jax; print(idefics_jax.__file__)"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(site)
+    return run
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_answers_trains_and_converts(installed):
+    assert installed("--version").split() == ["idefics-jax", PROJECT["project"]["version"]]
+    assert "--data.train" in installed("train", "--help")
+    assert "--max-shard-size" in installed("convert", "--help")
+    elephant = ROOT / "idefics_jax" / "pocket" / "pictures" / "elephant.png"
+    assert "elephant" in installed("generate", "--image", elephant, "--question", "What animal is this?")
 
 
 def imports(nodes):
