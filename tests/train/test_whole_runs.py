@@ -1,10 +1,16 @@
 """Whole runs in one directory: what is refused, what a full disk leaves, and what diverges."""
 
 import json
+import re
+import shutil
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from idefics_jax.utils.lock import locked
+from tests.support.disk import small_disk
+from tests.support.make_checkpoint import make_checkpoint
+from tests.support.tiny_tokenizer import save_tiny_tokenizer
 from tests.support.train_runs import Session
 
 SHORT = {
@@ -51,17 +57,45 @@ def test_a_second_run_at_the_same_time(place, train):
     assert contents(place.directory / "run") == before
 
 
+@pytest.fixture(scope="module")
+def models(place):
+    """A model of another architecture, one of another tokenizer, and one of other weights alone."""
+    folder = place.directory
+    deeper = make_checkpoint(folder / "deeper", changes={"perceiver_config": {"resampler_depth": 3}})
+    tokenizer, weights = (shutil.copytree(place.model, folder / name) for name in ("tokens", "weights"))
+    save_tiny_tokenizer(tokenizer, False)
+    shard = next(weights.glob("model-00001*"))
+    save_file({name: -tensor for name, tensor in load_file(shard).items()}, shard)
+    return {"deeper": deeper, "tokens": tokenizer, "weights": weights}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"seed": 5}, "--seed 13, not 5"), ({"data__train": "eval"}, "other --data.train (60 records, now 6)")],
+    [
+        ({"seed": 5}, "--seed 13, not 5"),
+        ({"data__train": "eval"}, "other --data.train (60 records, now 6)"),
+        ({"model": "deeper"}, "a --model of another architecture"),
+        ({"model": "tokens"}, "another tokenizer"),
+    ],
 )
-def test_another_meaning_is_refused_and_nothing_overwritten(place, train, changes, words):
+def test_another_meaning_is_refused_and_nothing_overwritten(place, train, models, changes, words):
     before = contents(place.directory / "run")
-    changes = {name: place.eval if value == "eval" else value for name, value in changes.items()}
+    folders = {"eval": place.eval, **models}
+    changes = {name: folders.get(value, value) for name, value in changes.items()}
     status, printed = train(steps=2, **changes)
     assert status == 1
     assert f"run was begun with {words}: what it has learned would lose its meaning" in printed
     assert contents(place.directory / "run") == before
+
+
+def test_other_weights_of_the_same_model_are_listed(place, train, models):
+    """What was trained is in the checkpoint; what is frozen is the other model's from then on."""
+    shutil.copytree(place.directory / "run", place.directory / "moved")
+    status, printed = train("moved", steps=2, model=models["weights"])
+    assert status == 0, printed
+    assert f"with --steps 2 (was 1), --model {models['weights']} (was {place.model})" in printed
+    starts = json.loads((place.directory / "moved" / "run.json").read_text())["starts"]
+    assert [start["settings"]["model"] for start in starts] == [str(place.model), str(models["weights"])]
 
 
 def test_no_room_for_a_checkpoint_or_the_model(place, train):
@@ -80,12 +114,44 @@ def test_no_room_for_a_checkpoint_or_the_model(place, train):
     assert (export / "model.safetensors").is_file()
 
 
+def test_a_disk_that_is_really_full(place, train, tmp_path):
+    """Whatever is written first, what was saved before is whole, and with some space the same command goes on."""
+    with small_disk(tmp_path / "disk", 64 * 2**20) as disk:
+        out = shutil.copytree(place.directory / "run", disk.path / "run")
+        export = disk.path / "model"
+        before = contents(out / "checkpoints" / "1")
+        for left in (0, 20_000, 400_000):
+            disk.fill(left)
+            status, printed = train(out, steps=2, export=export)
+            assert status == 1
+            assert re.search(
+                rf"{disk.path}\S* (in \S* )?(cannot|could not) be written: .*(full|No space left)", printed
+            )
+            assert contents(out / "checkpoints" / "1") == before
+            assert not (export / "config.json").exists()
+            disk.empty()
+        status, printed = train(out, steps=2, export=export)
+        assert status == 0, printed
+        assert (export / "model.safetensors").is_file()
+
+
 def test_options_from_a_run(place, session, train):
     recorded = place.directory / "run" / "run.json"
     status, printed = session.run(["--config", str(recorded), "--out", str(place.directory / "again")])
     assert status == 0, printed
     before, again = (json.loads((place.directory / out / "run.json").read_text()) for out in ("run", "again"))
     assert {**before, "out": "", "starts": []} == {**again, "out": "", "starts": []}
+
+
+def test_the_end_is_saved_where_its_step_was_skipped_with_a_finite_loss(place, train):
+    """A z-loss of such weight has gradients whose squares overflow."""
+    shutil.copytree(place.directory / "run", place.directory / "skipped")
+    status, printed = train("skipped", steps=2, z_loss=1e30)
+    assert status == 0, printed
+    last = json.loads((place.directory / "skipped" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["skipped"]) == (2, 1)
+    assert last["loss"] > 0
+    assert (place.directory / "skipped" / "checkpoints" / "2").is_dir()
 
 
 def test_what_diverges_is_not_exported(place, train):
