@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from idefics_jax.utils.paths import naming
+
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file, none where it is missing; lines that a stopped process left broken are passed by."""
@@ -59,7 +61,8 @@ def write_whole(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="replace")
+        with naming(path):
+            partial.write_text(text, encoding="utf-8", errors="replace")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

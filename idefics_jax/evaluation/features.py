@@ -1,5 +1,6 @@
 """One vector per image for RICES, by the vision tower itself: its pooled state, of length 1, kept on disk."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from idefics_jax.evaluation.prompting import read_images
+from idefics_jax.evaluation.store import write_json
 from idefics_jax.generation.hosts import fetch, place
 from idefics_jax.parallel.mesh import on_mesh_of, shards
 from idefics_jax.processing.image_processor import IdeficsImageProcessor
+from idefics_jax.utils.paths import naming
 
 TOGETHER = 32  # images for each device's share of the batch
 
@@ -70,8 +73,9 @@ def _kept(folder: Path, paths: list[str], size: int) -> np.ndarray:
     names, array = folder / "features.json", folder / "features.npy"
     if names.is_file() and array.is_file() and json.loads(names.read_text(encoding="utf-8")) == paths:
         return np.load(array, mmap_mode="r+")
-    made = np.lib.format.open_memmap(array, "w+", np.float32, (len(paths), size))
-    made[:] = np.nan
-    made.flush()
-    names.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
-    return made
+    made = io.BytesIO()
+    np.save(made, np.full((len(paths), size), np.nan, np.float32))
+    with naming(array):  # written as a whole: where a mapped page finds no room on the disk, the process is killed
+        array.write_bytes(made.getbuffer())
+    write_json(names, paths)
+    return np.load(array, mmap_mode="r+")

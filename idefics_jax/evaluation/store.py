@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from idefics_jax.evaluation.examples import Id, Problem
+from idefics_jax.utils.paths import naming
 
 RUN = "run.json"
 
@@ -84,21 +85,23 @@ class Store:
     def append(self, shots: int, answers: Iterable[Answer]) -> None:
         """Adds answers; they are on the disk when it returns."""
         lines = "".join(json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers)
-        with self.path(shots).open("ab") as file:
+        with naming(self.path(shots)), self.path(shots).open("ab") as file:
             file.write(lines.encode(errors="replace"))  # half a surrogate pair is no UTF-8
             file.flush()
             os.fsync(file.fileno())
 
     def write_problems(self, problems: Iterable[Problem]) -> None:
         """Writes `problems.jsonl`, one line each."""
-        with (self.folder / "problems.jsonl").open("w", encoding="utf-8", errors="replace") as file:
+        path = self.folder / "problems.jsonl"
+        with naming(path), path.open("w", encoding="utf-8", errors="replace") as file:
             file.writelines(json.dumps(problem._asdict(), ensure_ascii=False) + "\n" for problem in problems)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", errors="replace")
+    with naming(path):
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", errors="replace")
     part.replace(path)
 
 

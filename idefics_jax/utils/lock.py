@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from idefics_jax.utils.paths import AnyPath, PathLike, as_path
+from idefics_jax.utils.paths import AnyPath, PathLike, as_path, naming
 
 try:
     import fcntl
@@ -78,8 +78,9 @@ def _flock(directory: AnyPath, path: Path, owner: dict[str, Any]) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The owner before may have removed the file after it was opened here: then it locks nobody out.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(owner).encode())
+                with naming(path):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, json.dumps(owner).encode())
                 return descriptor
             os.close(descriptor)
         except FileNotFoundError:

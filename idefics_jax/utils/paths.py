@@ -4,6 +4,8 @@ import io
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +36,17 @@ def as_path(path: PathLike) -> AnyPath:
         return UPath(text.rstrip("/"))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{text} cannot be reached: {error}.") from error
+
+
+@contextmanager
+def naming(path: AnyPath) -> Iterator[None]:
+    """Give a file's name to the system's errors inside, which those of writing to an open file lack."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def open_regular(path: AnyPath) -> io.IOBase:

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from idefics_jax import IdeficsForVisionText2Text, IdeficsModel, make_mesh
+from tests.support.disk import small_disk
 from tests.support.make_checkpoint import SMALL
 from tests.support.random_checkpoint import save_random_checkpoint
 
@@ -258,6 +259,21 @@ def test_a_failed_save_leaves_the_older_checkpoint_whole(checkpoint, original):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_whole(checkpoint, tmp_path):
+    model = IdeficsForVisionText2Text.from_pretrained(checkpoint)
+    with small_disk(tmp_path / "disk", 3 * 2**20) as disk:
+        saved = disk.path / "saved"
+        shutil.copytree(checkpoint, saved)
+        before = {path.name: path.read_bytes() for path in saved.iterdir()}
+        disk.fill(20_000)
+        with pytest.raises(OSError, match=r"disk/saved could not be written: No space left on device .*; nothing in"):
+            model.save_pretrained(saved)
+        assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+        disk.empty()
+        model.save_pretrained(saved)
+        assert_same_bits(read(saved), read(checkpoint))
 
 
 # Bad checkpoints

@@ -22,6 +22,7 @@ from idefics_jax.evaluation.scoring import log_likelihoods
 from idefics_jax.utils.lock import locked
 from tests.evaluation.conftest import IMAGES
 from tests.support.commands import check_sentence, two_processes
+from tests.support.disk import small_disk
 
 WORDS = ("cat", "dog", "street", "rain", "sail")
 #: What most runs ask for, so that they share their programs.
@@ -401,6 +402,40 @@ def test_images_that_cannot_be_read(evaluate, files, tmp_path):
     assert by_id(folder, 0)[4]["answer"] is not None
 
 
+def with_a_bad_photo(files, folder, number):
+    """A copy of the data whose photo of that number is no image."""
+    data = shutil.copytree(files, folder / "data")
+    (data / f"{number}.png").write_bytes(b"nothing")
+    return data
+
+
+@pytest.mark.parametrize("select", ["rices", "random"])
+def test_one_bad_picture_among_the_shots(evaluate, files, tmp_path, select):
+    """Every question is tried; those that show the picture are named, and the others are answered."""
+    data = with_a_bad_photo(files, tmp_path, 3)
+    arguments = ("--data", data / "labels.jsonl", "--shots", "2", "--select", select, "--max-bad", "1")
+    folder, out, _ = evaluate("classification", *arguments)
+    lines = by_id(folder, 2)
+    assert lines.keys() == {f"{n}.png" for n in range(IMAGES)}
+    bad = {id for id, line in lines.items() if id == "3.png" or "3.png" in line["shots"]}
+    assert {line["id"] for line in lines_of(folder / "problems.jsonl")} == bad
+    assert f"│ {IMAGES - len(bad)} " in out
+    assert bad == {"3.png"} or select == "random"
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(evaluate, files, tmp_path):
+    arguments = ("--shots", "2", "--select", "rices", "--limit", 2)
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        for left in (0, 4096, 12_288, 16_384):
+            disk.fill(left)
+            *_, err = evaluate("classification", *arguments, out="disk/run", status=1)
+            check_sentence(err, f"{disk.path}/run/[.a-z0-9-]+ cannot be written: the disk is full")
+            disk.empty()
+        folder, out, _ = evaluate("classification", *arguments, out="disk/run")
+        assert "│ 2 " in out
+        assert len(by_id(folder, 2)) == 2
+
+
 def test_much_that_is_missing_ends_the_run_before_it_begins(evaluate, files, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(files, data)
@@ -479,6 +514,22 @@ def test_two_processes_answer_as_one(task, evaluate, base, files, tmp_path):
     assert (first.status, second.status) == (0, 0), first.err + second.err
     assert (first.out, second.out) == (printed, "")
     assert read_json(tmp_path / "both", "predictions-1.json") == read_json(alone, "predictions-1.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3])  # read by the first process, and by the second
+def test_one_bad_picture_in_two_processes(evaluate, base, files, tmp_path, number):
+    """Whichever of them reads it, both go on, and the answers are those of one alone."""
+    data = with_a_bad_photo(files, tmp_path, number)
+    arguments = ("--data", data / "labels.jsonl", "--shots", "1", "--limit", 6, "--select", "rices", "--max-bad", "1")
+    arguments += ("--mesh", "fsdp=4,tensor=2")
+    alone, printed, _ = evaluate("classification", *arguments)
+    given = command("classification", *arguments, out=tmp_path / "both", model=base, files=files)
+    first, second = two_processes(*given)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert first.out.endswith(printed)
+    assert read_json(tmp_path / "both", "predictions-1.json") == read_json(alone, "predictions-1.json")
+    assert f"{number}.png" in {line["id"] for line in lines_of(tmp_path / "both" / "problems.jsonl")}
 
 
 def test_two_evaluations_in_one_folder(files, base, tmp_path, capfd):

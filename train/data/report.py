@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from idefics_jax.utils.paths import naming
+
 from ..data.packing import Row
 
 FEW = 100  # records, of which any share may be bad
@@ -57,7 +59,7 @@ class BadRecords:
         if not row.bad:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(line.replace("\n", " ") + "\n" for line in row.bad)
         if len(self._different) < 2:
             self._different.update(row.bad)
