@@ -93,7 +93,7 @@ def test_other_weights_of_the_same_model_are_listed(place, train, models):
     shutil.copytree(place.directory / "run", place.directory / "moved")
     status, printed = train("moved", steps=2, model=models["weights"])
     assert status == 0, printed
-    assert f"with --steps 2 (was 1), --model {models['weights']} (was {place.model})" in printed
+    assert f"with --model {models['weights']} (was {place.model}), --steps 2 (was 1)" in printed
     starts = json.loads((place.directory / "moved" / "run.json").read_text())["starts"]
     assert [start["settings"]["model"] for start in starts] == [str(place.model), str(models["weights"])]
 
