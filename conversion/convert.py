@@ -108,7 +108,7 @@ def write_share(
     if isinstance(work.folder, Path):
         check_space(work.folder, total)
 
-    memory = Budget(in_hand(source, target, kinds, options, free_memory()))
+    memory = Budget(most_held(source, target, kinds, options, free_memory()))
 
     def convert_unit(unit: Unit) -> None:
         entries: dict[str, Any] = {}
@@ -295,17 +295,12 @@ def held(unit: Unit, source: Checkpoint, kinds: dict[str, Kind], options: argpar
     return tensor + (2 * unit.nbytes if options.to == "orbax" else 0)
 
 
-def most_held(source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace) -> int:
-    """The bytes that all units in hand may take together."""
-    return max(HELD_BYTES, 2 * max(held(unit, source, kinds, options) for unit in target.units))
-
-
-def in_hand(
-    source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace, free: int | None
+def most_held(
+    source: Checkpoint, target: Target, kinds: dict[str, Kind], options: argparse.Namespace, free: int | None = None
 ) -> int:
-    """The same on a machine with so many bytes free: less where those are less, though never too few for a unit."""
-    most = most_held(source, target, kinds, options)
+    """The bytes that all units in hand may take together; at most those that are `free`, if they suffice for a unit."""
     largest = max(held(unit, source, kinds, options) for unit in target.units)
+    most = max(HELD_BYTES, 2 * largest)
     return most if free is None else max(largest, min(most, free))
 
 

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from conversion import targets
-from conversion.convert import HELD_BYTES, in_hand
+from conversion.convert import HELD_BYTES, most_held
 from conversion.source import open_checkpoint
 from idefics_jax import IdeficsForVisionText2Text, IdeficsModel, IdeficsProcessor, make_mesh
 from idefics_jax.parallel.memory import FREE_GB
@@ -287,4 +287,4 @@ def test_little_free_memory_means_fewer_tensors_in_hand(conversion, published, t
     target = targets.SafetensorsTarget(tmp_path, source.kinds, 2**20)
     largest = max(tensor.nbytes for tensor in source.tensors.values())
     for free, most in ((0, largest), (10**9, 10**9), (10**12, HELD_BYTES), (None, HELD_BYTES)):
-        assert in_hand(source, target, source.kinds, argparse.Namespace(dtype=None, to="safetensors"), free) == most
+        assert most_held(source, target, source.kinds, argparse.Namespace(dtype=None, to="safetensors"), free) == most
