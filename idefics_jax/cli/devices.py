@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics_jax.cli.process import tell
-from idefics_jax.cli.roll_call import Place, answer_roll, call_roll, serve
+from idefics_jax.cli.roll_call import Process, answer_roll, call_roll, serve
 
 WAITING = 300  # seconds for the other processes, by default
 SILENT = 5  # seconds of them without a word
@@ -68,13 +68,13 @@ def join(
         raise ValueError(f"{where} HOST:PORT needs {how_many} and {which}.")
     if not 0 <= index < count:
         raise ValueError(f"{which} is {index}; it counts from 0 to {count - 1}.")
-    place = Place(coordinator, count, index, names)
+    process = Process(coordinator, count, index, names)
     if index == 0:
-        meet = partial(call_roll, serve(place), place)
+        meet = partial(call_roll, serve(process), process)
         others = "process 1" if count == 2 else f"processes 1 to {count - 1}"
         awaited = f"{others}, which this process awaits at {coordinator}"
     else:
-        meet = partial(answer_roll, place)
+        meet = partial(answer_roll, process)
         awaited = f"process 0 at {coordinator}"
     _initialize(awaited, timeout, meet, coordinator_address=coordinator, num_processes=count, process_id=index)
 

@@ -12,8 +12,8 @@ ANSWERING = 5.0  # seconds for a line of whoever has connected
 LONGEST = 500  # bytes of one
 
 
-class Place(NamedTuple):
-    """This process's place among the others.
+class Process(NamedTuple):
+    """This process among the others.
 
     Attributes:
         coordinator: HOST:PORT of process 0.
@@ -28,29 +28,29 @@ class Place(NamedTuple):
     names: tuple[str, str, str]
 
 
-def serve(place: Place) -> socket.socket:
+def serve(process: Process) -> socket.socket:
     """Open the coordinator's port, where process 0 awaits the others.
 
     Raises:
         OSError: the port is not free.
         ValueError: another process 0 awaits the others there.
     """
-    port, dual = int(place.coordinator.rpartition(":")[2]), socket.has_dualstack_ipv6()
+    port, dual = int(process.coordinator.rpartition(":")[2]), socket.has_dualstack_ipv6()
     try:
         return socket.create_server(
             ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=1024
         )
     except OSError as error:
-        with suppress(OSError), _announce(place) as other:
+        with suppress(OSError), _announce(process) as other:
             if said := _line(other):
                 raise ValueError(said) from error
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise OSError(
-            f"{place.names[0]} {place.coordinator}: port {port} is not free here ({reason}); choose another."
+            f"{process.names[0]} {process.coordinator}: port {port} is not free here ({reason}); choose another."
         ) from error
 
 
-def call_roll(server: socket.socket, place: Place) -> None:
+def call_roll(server: socket.socket, process: Process) -> None:
     """Await every other process, without end, and let all go on.
 
     Raises:
@@ -61,8 +61,8 @@ def call_roll(server: socket.socket, place: Place) -> None:
     with server, ExitStack() as stack:
         own = None
         with suppress(OSError):  # what awaits the others at that address may be another host's process 0
-            own = stack.enter_context(_announce(place, token))
-        while len(here) < place.count - 1:
+            own = stack.enter_context(_announce(process, token))
+        while len(here) < process.count - 1:
             ready, _, _ = select.select([server, *([own] if own else [])], [], [], 1.0)
             here = {index: connection for index, connection in here.items() if _is_open(connection)}
             if own in ready:
@@ -77,7 +77,7 @@ def call_roll(server: socket.socket, place: Place) -> None:
             if its_token in ("", token):  # of something else, or of this process
                 connection.close()
                 continue
-            problem = _problem(place, index, count, here)
+            problem = _problem(process, index, count, here)
             if problem:
                 for each in (connection, *here.values()):
                     _say(each, problem)
@@ -87,7 +87,7 @@ def call_roll(server: socket.socket, place: Place) -> None:
             _say(connection, GO)
 
 
-def answer_roll(place: Place) -> None:
+def answer_roll(process: Process) -> None:
     """Announce this process to process 0, without end, until all may go on.
 
     Raises:
@@ -95,7 +95,7 @@ def answer_roll(place: Place) -> None:
     """
     while True:
         said = ""
-        with suppress(OSError), _announce(place) as connection:  # process 0 may not have begun yet, or begin again
+        with suppress(OSError), _announce(process) as connection:  # process 0 may not have begun yet, or begin again
             connection.settimeout(None)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             said = _line(connection)
@@ -106,12 +106,12 @@ def answer_roll(place: Place) -> None:
         time.sleep(0.5)
 
 
-def _problem(place: Place, index: int, count: int, here: dict[int, socket.socket]) -> str:
+def _problem(process: Process, index: int, count: int, here: dict[int, socket.socket]) -> str:
     """Return what is wrong with a process that has come, if anything is."""
-    _, how_many, which = place.names
-    if count != place.count:
+    _, how_many, which = process.names
+    if count != process.count:
         return (
-            f"Process {index} was started with {how_many} {count}, and process 0 with {place.count}; give one number."
+            f"Process {index} was started with {how_many} {count}, and process 0 with {process.count}; give one number."
         )
     if index == 0 or index in here:
         return (
@@ -121,11 +121,11 @@ def _problem(place: Place, index: int, count: int, here: dict[int, socket.socket
     return ""
 
 
-def _announce(place: Place, token: str | None = None) -> socket.socket:
+def _announce(process: Process, token: str | None = None) -> socket.socket:
     """Connect to the coordinator and say which process this is."""
-    host, _, port = place.coordinator.rpartition(":")
+    host, _, port = process.coordinator.rpartition(":")
     connection = socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERING)
-    _say(connection, f"{place.index} {place.count} {token or secrets.token_hex(8)}")
+    _say(connection, f"{process.index} {process.count} {token or secrets.token_hex(8)}")
     return connection
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from idefics_jax.cli.roll_call import Place, answer_roll, call_roll, serve
+from idefics_jax.cli.roll_call import Process, answer_roll, call_roll, serve
 from tests.support.train_runs import free_port
 
 NAMES = ("--coordinator", "--processes", "--process")
@@ -42,12 +42,12 @@ def meeting(*calls):
 
 
 def first(address, count=3):
-    place = Place(address, count, 0, NAMES)
-    return partial(call_roll, serve(place), place)
+    process = Process(address, count, 0, NAMES)
+    return partial(call_roll, serve(process), process)
 
 
 def other(address, index, count=3):
-    return partial(answer_roll, Place(address, count, index, NAMES))
+    return partial(answer_roll, Process(address, count, index, NAMES))
 
 
 def test_all_go_on_and_leave_the_port(address):
@@ -63,8 +63,10 @@ def test_a_number_twice(address):
 def test_the_first_number_twice(address):
     """The other one finds the port taken here, or has one of its own on another host."""
     assert meeting(first(address), lambda: first(address)()) == [TWICE.format(0)] * 2
-    elsewhere = serve(Place(f"127.0.0.1:{free_port()}", 3, 0, NAMES))
-    assert meeting(first(address), partial(call_roll, elsewhere, Place(address, 3, 0, NAMES))) == [TWICE.format(0)] * 2
+    elsewhere = serve(Process(f"127.0.0.1:{free_port()}", 3, 0, NAMES))
+    assert (
+        meeting(first(address), partial(call_roll, elsewhere, Process(address, 3, 0, NAMES))) == [TWICE.format(0)] * 2
+    )
 
 
 def test_other_counts(address):
