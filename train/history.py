@@ -17,10 +17,9 @@ import jax
 
 from idefics_jax import IdeficsConfig, IdeficsProcessor
 from idefics_jax.data.sources import Source
-from idefics_jax.utils.paths import AnyPath
+from idefics_jax.utils.paths import AnyPath, write_whole
 
 from .config import TrainConfig
-from .jsonl import write_whole
 
 RUN, STARTS = "run.json", "starts"
 HASHED_SOURCES = 32  # of which the first and the last record are hashed

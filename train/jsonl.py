@@ -3,12 +3,9 @@
 import errno
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from idefics_jax.utils.paths import naming
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -51,21 +48,6 @@ def cut(path: Path, step: int) -> None:
                 break
             kept += len(line)
         file.truncate(kept)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file of any kind, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; an older one is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path):
-            partial.write_text(text, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

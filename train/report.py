@@ -12,11 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from idefics_jax.utils.paths import write_whole
+
 from . import jsonl
 from .charts import Curve, Points, chart, number, smoothed
 from .config import TrainConfig
 from .history import STARTS
-from .jsonl import write_whole
 from .metrics import COUNTS, METRICS, PREDICTIONS
 from .place import RunDirectory
 from .report_samples import samples

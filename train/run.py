@@ -19,7 +19,7 @@ from idefics_jax.parallel.hardware import training_options
 from idefics_jax.parallel.mesh import on_mesh
 from idefics_jax.utils.compilation_cache import keep_compiled_programs
 from idefics_jax.utils.lock import locked
-from idefics_jax.utils.paths import as_path
+from idefics_jax.utils.paths import as_path, write_whole
 
 from .batches import Step, make_layout, streams_after, training_batches
 from .checkpoints import Checkpoints, Saved
@@ -28,7 +28,6 @@ from .data.images import load_processor
 from .data.report import BadRecords, PackingReport
 from .evaluate import answers, eval_loss, samples
 from .history import check_same, marks, read_starts, write_starts
-from .jsonl import write_whole
 from .kept import load as load_program
 from .late import LaggedMetrics, peak_share
 from .metrics import COUNTS, Metrics

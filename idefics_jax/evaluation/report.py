@@ -9,7 +9,7 @@ from typing import Any
 from idefics_jax.evaluation.records import Record
 from idefics_jax.evaluation.report_cards import cards
 from idefics_jax.evaluation.report_chart import chart
-from idefics_jax.utils.paths import naming
+from idefics_jax.utils.paths import write_whole
 
 #: The browser itself sees to it that nothing is fetched, whatever a record says.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -47,10 +47,7 @@ def write_report(path: Path, summary: dict[str, Any], records: dict[int, Sequenc
         f"<title>{html.escape(title)}</title><style>{here.joinpath('report.css').read_text('utf-8')}</style></head>"
         f"<body>{body}<script>{here.joinpath('report.js').read_text('utf-8')}</script></body></html>\n"
     )
-    part = path.with_name(path.name + ".part")
-    with naming(path):
-        part.write_text(page, encoding="utf-8", errors="replace")
-    part.replace(path)
+    write_whole(path, page)
 
 
 def _scores(summary: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from idefics_jax.evaluation.examples import Id, Problem
-from idefics_jax.utils.paths import naming
+from idefics_jax.utils.paths import naming, write_whole
 
 RUN = "run.json"
 
@@ -99,10 +99,7 @@ class Store:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with naming(path):
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", errors="replace")
-    part.replace(path)
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def _parsed(line: bytes) -> Answer | None:

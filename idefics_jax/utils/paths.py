@@ -49,6 +49,21 @@ def naming(path: AnyPath) -> Iterator[None]:
         raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file of any kind, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; an older one is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming(path):
+            partial.write_text(text, encoding="utf-8", errors="replace")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def open_regular(path: AnyPath) -> io.IOBase:
     """Open a regular file, or an object in a store, for reading bytes. Symbolic links are followed.
 
