@@ -30,8 +30,8 @@ class Machine(NamedTuple):
 
 
 #: Of 80B only `lora` fits a v5e-16. (`python -m benchmarks.pods` compiles these for TPUs.) 9B stays within three
-#: quarters of a GPU's memory, which JAX takes by default: 53 of 79, 98 of 141 (between those
-#: of 8 and 20 rows) and 125 of 178 GiB.
+#: quarters of a GPU's memory, which JAX takes by default: 53 of 79, 98 of 141 (between those of 8 and
+#: 20 rows) and 125 of 178 GiB.
 PODS = {
     "v5e-16": Machine(16, Fit(4), Fit(1)),
     "v5e-256": Machine(256, Fit(4), Fit(3)),

@@ -42,7 +42,6 @@ def init_layers(make: Callable[[Array], Any], key: Array, depth: int, stacked: b
 #: much slower to compute again. And which numbers dropout keeps, a byte each.
 KEEPABLE = ("query", "key", "value", SAVED, "out", "gate", "up", "dropout")
 
-
 #: What the backward pass computes again of each layer: nothing, all from its input, or all but matrix products; or, as
 #: names of `KEEPABLE`, all but those.
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]

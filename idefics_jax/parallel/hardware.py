@@ -138,7 +138,7 @@ _SPARSE_CORES: dict[str, str | bool] = {
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
 }
 
-#: By the names of `idefics_jax.cost.CHIPS`.
+#: By the names of `CHIPS`.
 TRAINING: dict[str, dict[str, str | bool]] = {
     "v5e": _TRAINING | _ASYNCHRONOUS,
     "v5p": _TRAINING | _SPARSE_CORES,
