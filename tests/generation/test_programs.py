@@ -14,10 +14,10 @@ from tests.reference.generation import EOS, ROWS, SAMPLING, config, random_model
 NEW = {"max_new_tokens": 12, "eos_token_id": EOS}
 
 
-def unusual(**changes):
+def unusual(width=16, **changes):
     """A model of sizes that no other test has: nothing of what it runs was compiled before."""
     vision = IdeficsVisionConfig(
-        embed_dim=16, image_size=28, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2
+        embed_dim=width, image_size=28, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2
     )
     return random_model(config(vocab_size=97, vision_config=vision, **changes))
 
@@ -39,7 +39,7 @@ def compiled(caplog):
 @pytest.mark.parametrize(("most_rows", "most_programs"), [(1, 14), pytest.param(4, 32, marks=pytest.mark.slow)])
 def test_fifty_prompts_share_a_handful_of_programs(most_rows, most_programs, compiled, capsys):
     """Each of 1 to 300 tokens and 0 to 8 images, alone; and fifty batches of 1 to 4 such."""
-    model, random = unusual(max_position_embeddings=1024), np.random.default_rng(0)
+    model, random = unusual(width=12 + 4 * most_rows, max_position_embeddings=1024), np.random.default_rng(0)
     compiled()
     for seed in range(50):
         shortest, rows = int(random.integers(1, 200)), int(random.integers(1, most_rows + 1))
